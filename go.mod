@@ -1,0 +1,3 @@
+module wxopenid
+
+go 1.26

@@ -1,0 +1,253 @@
+// Wxopenid is the back end of WeChat mini program login: it exchanges the code of
+// wx.login for the user's openid, over WeChat's jscode2session.
+//
+//	POST /openid   {"code":"…"} → 200 {"openid":"…"}, or a status and {"error":"…","message":"…"}
+//	GET /healthz   200 {"status":"ok"}
+//
+// Settings come from the environment:
+//
+//	WX_APPID          the mini program's AppID
+//	WX_APPSECRET      its AppSecret, or
+//	WX_APPSECRET_FILE a file that holds it
+//	ADDR              listen address (:2020; with -sandbox 127.0.0.1:2020)
+//	WX_BASE_URL       where WeChat is, and after a comma where else
+//	WX_TIMEOUT        for the whole exchange with WeChat (5s)
+//	MAX_INFLIGHT      exchanges with WeChat at one time (1024)
+//	TLS_CERT, TLS_KEY PEM files, to serve HTTPS
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	headerTimeout = 15 * time.Second // for the header of a request to arrive
+	answerTimeout = 5 * time.Second  // for an answer to leave, after body and exchange
+	keepAlive     = 2 * time.Minute  // for the next request on a connection
+	maxHeader     = 16 << 10         // bytes
+	stopGrace     = 5 * time.Second  // beyond WX_TIMEOUT, for requests under way to end
+	renewal       = 5 * time.Second  // between looks at the certificate's files
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // so that a second signal ends it at once
+	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
+}
+
+// run is the program, until ctx is done; it returns the exit code.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("wxopenid", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	sandboxed := flags.Bool("sandbox", false, "run against an embedded fake WeChat; no AppID or AppSecret needed")
+	checking := flags.Bool("check", false, "ask WeChat whether it accepts the AppID and AppSecret, print the verdict, exit")
+	version := flags.Bool("version", false, "print module version, VCS revision and Go version, exit")
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return 0
+	} else if err != nil {
+		return 2
+	}
+	if flags.NArg() > 0 || *checking && *sandboxed {
+		fmt.Fprintln(stderr, "wxopenid takes flags alone, and of -check and -sandbox one: settings come from the environment.")
+		return 2
+	}
+	if *version {
+		fmt.Fprintln(stdout, versionLine())
+		return 0
+	}
+	c, err := loadConfig(getenv, *sandboxed)
+	if err != nil {
+		fmt.Fprintf(stderr, "wxopenid needs other settings:\n%v\n", err)
+		return 2
+	}
+	log.SetOutput(io.Discard) // where net/http quotes what WeChat sent out of turn
+	if *checking {
+		return check(ctx, c, stdout, stderr)
+	}
+	logger := newLogger(stderr)
+	if err := serve(ctx, c, logger, stderr); err != nil {
+		logger.Error("stopped", "cause", err.Error())
+		return 1
+	}
+	logger.Info("stopped")
+	return 0
+}
+
+func versionLine() string {
+	info, _ := debug.ReadBuildInfo()
+	revision := "unknown"
+	for _, setting := range info.Settings {
+		if setting.Key == "vcs.revision" {
+			revision = setting.Value
+		}
+	}
+	return fmt.Sprintf("wxopenid %s, revision %s, %s", info.Main.Version, revision, info.GoVersion)
+}
+
+// newLogger logs text to a terminal and JSON to anything else.
+func newLogger(stderr io.Writer) *slog.Logger {
+	if isTerminal(stderr) {
+		return slog.New(slog.NewTextHandler(stderr, nil))
+	}
+	return slog.New(slog.NewJSONHandler(stderr, nil))
+}
+
+func isTerminal(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := file.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// check asks WeChat about a code that cannot be: it looks at the AppID and the
+// AppSecret first.
+func check(ctx context.Context, c config, stdout, stderr io.Writer) int {
+	_, err := newClient(c, slog.New(slog.DiscardHandler)).openID(ctx, "0"+rand.Text())
+	switch {
+	case err == nil:
+		fmt.Fprintln(stderr, "WX_BASE_URL leads to something that has an openid for a code that nobody made: it is not WeChat.")
+	case err.errcode == 40029, err.errcode == 40163:
+		fmt.Fprintf(stdout, "WeChat accepts the AppID %s and its AppSecret.\n", c.appID)
+		return 0
+	default:
+		fmt.Fprintf(stderr, "%s.\n", failureOf(err).hint)
+	}
+	return 1
+}
+
+// serve listens and answers until ctx is done and the requests then under way
+// have ended.
+func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer) error {
+	listener, err := listen(c, logger)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	logger.Info("listening", "addr", listener.Addr().String())
+	var fake http.Handler
+	if c.sandbox {
+		s := &sandbox{appID: c.appID, appSecret: c.appSecret}
+		base, stop, err := s.listen()
+		if err != nil {
+			return err
+		}
+		defer stop()
+		fake, c.baseURLs = s, []*url.URL{base}
+		try := curlLine(c.tlsCert != "", listener.Addr())
+		logger.Warn("this is a sandbox: a fake WeChat answers, with openids of nobody", "try", try)
+		if isTerminal(stderr) {
+			fmt.Fprintln(stderr, try) // to be copied: the log has its quotes escaped
+		}
+	}
+	for _, u := range c.baseURLs {
+		if isPlain(u) {
+			logger.Warn("the AppSecret travels unencrypted: WX_BASE_URL should begin with https", "host", u.Host)
+		}
+	}
+	server := &http.Server{
+		Handler:                      newHandler(newClient(c, logger), c.appID, logger, fake),
+		ReadHeaderTimeout:            headerTimeout,
+		ReadTimeout:                  headerTimeout + bodyTimeout,
+		WriteTimeout:                 bodyTimeout + c.timeout + answerTimeout,
+		IdleTimeout:                  keepAlive,
+		MaxHeaderBytes:               maxHeader,
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	stopping, cancel := context.WithTimeout(context.Background(), c.timeout+stopGrace)
+	defer cancel()
+	if server.Shutdown(stopping) != nil {
+		server.Close()
+		return errors.New("requests that were still under way have been cut off")
+	}
+	return nil
+}
+
+// curlLine is a command that gets an openid from the sandbox at addr.
+func curlLine(https bool, addr net.Addr) string {
+	host, port, _ := net.SplitHostPort(addr.String())
+	if net.ParseIP(host).IsUnspecified() {
+		host = "localhost"
+	}
+	command, scheme := "curl", "http"
+	if https {
+		command, scheme = "curl -k", "https"
+	}
+	return fmt.Sprintf(`%s -d '{"code":"%s"}' %s://%s/openid`, command, mockCode, scheme, net.JoinHostPort(host, port))
+}
+
+// listen opens the listener, for HTTPS where there is a certificate. The
+// handshake offers no HTTP/2, which would bring nothing for requests so small.
+func listen(c config, logger *slog.Logger) (net.Listener, error) {
+	cert := &certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: logger}
+	if c.tlsCert != "" {
+		if _, err := cert.get(nil); err != nil {
+			return nil, err
+		}
+	}
+	listener, err := net.Listen("tcp", c.addr)
+	if err != nil || c.tlsCert == "" {
+		return listener, err
+	}
+	return tls.NewListener(listener, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get}), nil
+}
+
+// A certificate is read from its files again as it is used, so that a renewed one
+// needs no restart.
+type certificate struct {
+	certFile, keyFile string
+	log               *slog.Logger
+
+	mu      sync.Mutex
+	checked time.Time
+	pair    *tls.Certificate // nil before the first look
+	bad     bool             // what the files now hold is of no use
+}
+
+// get returns the certificate for a handshake: the old one while the files hold
+// none. It fails if there was none ever.
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.checked) < renewal {
+		return c.pair, nil
+	}
+	c.checked = time.Now()
+	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+	switch {
+	case err == nil:
+		c.pair = &pair
+	case c.pair == nil:
+		return nil, err
+	case !c.bad:
+		c.log.Error("TLS_CERT and TLS_KEY hold no certificate any more: the old one stays in use", "cause", err.Error())
+	}
+	c.bad = err != nil
+	return c.pair, nil
+}

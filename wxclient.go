@@ -1,0 +1,296 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	connectTimeout = 2 * time.Second  // without a connection for so long, the next base URL is tried
+	passOver       = 30 * time.Second // how long a base URL that could not be reached is left alone
+	idleTimeout    = 90 * time.Second // how long an unused connection is kept
+	maxReply       = 64 << 10         // bytes; WeChat's replies have some 150
+)
+
+// A fault is the way in which an exchange with WeChat failed.
+type fault int
+
+const (
+	refused      fault = iota // WeChat answered with an errcode
+	badReply                  // WeChat answered with neither an errcode nor an openid
+	noConnection              // no base URL could be reached: the code is still good
+	broken                    // a connection broke before the whole reply was read
+	timedOut                  // WX_TIMEOUT was over
+	hungUp                    // the caller was gone first
+	overloaded                // MAX_INFLIGHT exchanges are under way: the code is still good
+)
+
+// An exchangeError says why there is no openid. Its texts are this program's own,
+// with hosts that the operator set and numbers, and nothing else that was sent or
+// received: no URL, AppSecret, code or session_key can be in it.
+type exchangeError struct {
+	fault   fault
+	errcode int64  // WeChat's if it refused, else 0
+	rid     string // WeChat's id of the request if it refused and gave one
+	cause   string // for the log
+}
+
+// A user is whom a code belongs to, by opaque ids. There is a UnionID only where
+// the mini program is bound to an Open Platform account.
+type user struct {
+	OpenID  string `json:"openid"`
+	UnionID string `json:"unionid,omitempty"`
+}
+
+// A client asks WeChat's jscode2session. What it has of the AppSecret is in query.
+type client struct {
+	transport *http.Transport
+	bases     []*base
+	query     string        // of every request, up to the value of js_code
+	slots     chan struct{} // filled by the exchanges under way
+	timeout   time.Duration
+	log       *slog.Logger
+}
+
+// A base is a place where WeChat is.
+type base struct {
+	host    string
+	request *http.Request // what to send, but for the query
+	conns   atomic.Int64  // how often a connection to it was had
+	down    atomic.Int64  // until when to pass it over, as Unix ns; 0 if it is not
+}
+
+func newClient(c config, log *slog.Logger) *client {
+	http1 := new(http.Protocols)
+	http1.SetHTTP1(true)
+	values := url.Values{"appid": {c.appID}, "secret": {c.appSecret}, "grant_type": {"authorization_code"}}
+	wx := &client{
+		transport: &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			DialContext:            (&net.Dialer{Timeout: connectTimeout}).DialContext,
+			TLSHandshakeTimeout:    connectTimeout,
+			Protocols:              http1,
+			DisableCompression:     true,
+			MaxIdleConnsPerHost:    c.maxInflight,
+			IdleConnTimeout:        idleTimeout,
+			MaxResponseHeaderBytes: maxReply,
+		},
+		query:   values.Encode() + "&js_code=",
+		slots:   make(chan struct{}, c.maxInflight),
+		timeout: c.timeout,
+		log:     log,
+	}
+	for _, u := range c.baseURLs {
+		full := &url.URL{Scheme: u.Scheme, Host: u.Host, Path: path.Join("/", u.Path, "sns/jscode2session")}
+		request := &http.Request{Method: http.MethodGet, URL: full, Header: http.Header{}}
+		wx.bases = append(wx.bases, &base{host: u.Host, request: request})
+	}
+	return wx
+}
+
+// openID exchanges code for its user. WeChat may have seen one request at most.
+func (wx *client) openID(caller context.Context, code string) (user, *exchangeError) {
+	select {
+	case wx.slots <- struct{}{}:
+		defer func() { <-wx.slots }()
+	default:
+		return user{}, &exchangeError{fault: overloaded, cause: "MAX_INFLIGHT is reached"}
+	}
+	deadline := time.Now().Add(wx.timeout)
+	query := wx.query + url.QueryEscape(code)
+	var causes []string
+	for _, b := range wx.inOrder() {
+		body, err := wx.get(caller, deadline, b, query)
+		if err == nil {
+			return parseReply(body, query)
+		} else if err.fault != noConnection {
+			return user{}, err
+		}
+		causes = append(causes, err.cause)
+	}
+	return user{}, &exchangeError{fault: noConnection, cause: strings.Join(causes, "; ")}
+}
+
+// inOrder returns the bases to try, with those to pass over at the end. When the
+// time of one is up, a single caller tries it, and for connectTimeout no other.
+func (wx *client) inOrder() []*base {
+	var first, last []*base
+	now := time.Now()
+	for _, b := range wx.bases {
+		down := b.down.Load()
+		if down == 0 || down < now.UnixNano() && b.down.CompareAndSwap(down, now.Add(connectTimeout).UnixNano()) {
+			first = append(first, b)
+		} else {
+			last = append(last, b)
+		}
+	}
+	return append(first, last...)
+}
+
+// get asks b and returns the body of a reply with status 200. It goes past
+// http.Client, which follows redirects and puts the URL into its errors.
+func (wx *client) get(caller context.Context, deadline time.Time, b *base, query string) ([]byte, *exchangeError) {
+	ctx, cancel := context.WithDeadline(caller, deadline)
+	defer cancel()
+	a := &attempt{base: b, log: wx.log, cancel: cancel, connecting: time.AfterFunc(connectTimeout, cancel), before: b.conns.Load()}
+	defer a.connecting.Stop()
+	resp, err := wx.transport.RoundTrip(a.request(ctx, query))
+	if err != nil {
+		return nil, a.explain(err, caller, ctx)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, &exchangeError{fault: badReply, cause: "WeChat answered with HTTP status " + strconv.Itoa(resp.StatusCode)}
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
+	if err != nil {
+		return nil, a.explain(err, caller, ctx)
+	}
+	return body, nil
+}
+
+// An attempt is one request to one base, as seen through httptrace.
+type attempt struct {
+	*base
+	log        *slog.Logger
+	cancel     context.CancelFunc
+	connecting *time.Timer
+	before     int64       // base.conns when it began
+	connected  atomic.Bool // there was a connection for it
+	sent       atomic.Bool // some of it may be on the wire
+}
+
+func (a *attempt) request(ctx context.Context, query string) *http.Request {
+	r := a.base.request.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn:      a.gotConn,
+		WroteHeaders: func() { a.sent.Store(true) }, // to a buffer, before they are on the wire
+	}))
+	u := *r.URL
+	u.RawQuery = query
+	r.URL = &u
+	return r
+}
+
+// gotConn is called with a connection to which nothing was written yet.
+func (a *attempt) gotConn(got httptrace.GotConnInfo) {
+	a.connecting.Stop()
+	a.connected.Store(true)
+	a.conns.Add(1)
+	if a.down.Load() != 0 && a.down.Swap(0) != 0 {
+		a.log.Info("WeChat is within reach again", "host", a.host)
+	}
+	if a.sent.Load() {
+		// A kept connection died without a reply and net/http is about to repeat the GET,
+		// though WeChat may have used the code: nothing can be written to a closed
+		// connection, and a cancelled request is not repeated again.
+		a.cancel()
+		got.Conn.Close()
+	}
+}
+
+// explain says what went wrong, and has the base passed over if that was where.
+func (a *attempt) explain(err error, caller, ctx context.Context) *exchangeError {
+	e := &exchangeError{fault: broken, cause: a.host + ": " + describe(err, a.connected.Load())}
+	switch {
+	case caller.Err() != nil:
+		return &exchangeError{fault: hungUp, cause: "the caller hung up"}
+	case ctx.Err() == context.DeadlineExceeded:
+		e.fault, e.cause = timedOut, a.host+": no whole reply within WX_TIMEOUT"
+	case !a.connected.Load():
+		e.fault = noConnection
+	}
+	if !a.connected.Load() && a.conns.Load() == a.before && a.down.Swap(time.Now().Add(passOver).UnixNano()) == 0 {
+		a.log.Warn("WeChat is out of reach", "host", a.host, "cause", e.cause)
+	}
+	return e
+}
+
+// describe says what err is, and never in err's own words: they may be WeChat's.
+func describe(err error, connected bool) string {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return errno.Error()
+	}
+	switch {
+	case is[*net.DNSError](err):
+		return "its name cannot be resolved"
+	case is[x509.UnknownAuthorityError](err):
+		return "no authority known here has signed its certificate (are CA certificates installed?)"
+	case is[*tls.CertificateVerificationError](err):
+		return "its certificate has expired, is for another name or is otherwise not valid"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), connected && errors.Is(err, context.Canceled):
+		return "the connection was closed early"
+	case connected:
+		return "the reply is not HTTP"
+	case is[net.Error](err), errors.Is(err, context.Canceled):
+		return "no connection in time"
+	}
+	return "no TLS connection, or none through the proxy"
+}
+
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
+}
+
+// A reply is what is read of WeChat's: its session_key is not.
+type reply struct {
+	otherCases
+	user
+	ErrCode json.Number `json:"errcode"` // or the number in a string, or null
+	ErrMsg  string      `json:"errmsg"`
+}
+
+var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8})\b`)
+
+// parseReply returns the user of a reply to query. HTTP 200 and errcode 0 are not
+// success: an openid is.
+func parseReply(body []byte, query string) (user, *exchangeError) {
+	var r reply
+	err := json.Unmarshal(body, &r)
+	errcode, _ := r.ErrCode.Float64()
+	switch {
+	case len(body) > maxReply:
+		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply is over 64 KiB"}
+	case errcode != 0:
+		e := &exchangeError{fault: refused, errcode: int64(errcode), cause: "WeChat refused"}
+		if m := ridPattern.FindStringSubmatch(r.ErrMsg); m != nil && !strings.Contains(query, m[1]) {
+			e.rid = m[1] // and no echo of what was sent
+		}
+		return user{}, e
+	case err != nil:
+		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply is not the JSON object that it should be"}
+	case r.user.OpenID == "":
+		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply has no openid"}
+	}
+	return r.user, nil
+}
+
+// otherCases, embedded first, takes the members that encoding/json would else put
+// into our fields although their names differ in case.
+type otherCases struct {
+	Code    ignored `json:"CODE"`
+	OpenID  ignored `json:"OPENID"`
+	UnionID ignored `json:"UNIONID"`
+	ErrCode ignored `json:"ERRCODE"`
+	ErrMsg  ignored `json:"ERRMSG"`
+}
+
+type ignored struct{}
+
+func (ignored) UnmarshalJSON([]byte) error { return nil }
