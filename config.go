@@ -3,13 +3,16 @@ package main
 import (
 	"cmp"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -19,6 +22,9 @@ const wechatURLs = "https://api.weixin.qq.com,https://api2.weixin.qq.com"
 
 // console is where an operator finds the AppID, the AppSecret and the IP allowlist.
 const console = "mp.weixin.qq.com, 开发 → 开发管理 → 开发设置"
+
+// certLook is the time between two looks at the files of the certificate.
+const certLook = 5 * time.Second
 
 // maxText bounds the texts that become part of a request to WeChat, in bytes.
 const maxText = 256
@@ -34,6 +40,14 @@ type config struct {
 	tlsCert     string        // PEM file; empty for plain HTTP
 	tlsKey      string        // PEM file; empty if and only if tlsCert is
 	sandbox     bool          // ask a fake WeChat: baseURLs is empty
+}
+
+// scheme is what the service is asked over.
+func (c config) scheme() string {
+	if c.tlsCert != "" {
+		return "https"
+	}
+	return "http"
 }
 
 // loadConfig reads the settings through getenv; an empty variable is an unset
@@ -171,4 +185,38 @@ func isBaseURL(u *url.URL) bool {
 func isPlain(u *url.URL) bool {
 	ip := net.ParseIP(u.Hostname())
 	return u.Scheme == "http" && u.Hostname() != "localhost" && !ip.IsLoopback()
+}
+
+// A certificate is read from its files again as it is used, so that a renewed one
+// needs no restart.
+type certificate struct {
+	certFile, keyFile string
+	log               *slog.Logger
+
+	mu      sync.Mutex
+	checked time.Time
+	pair    *tls.Certificate // nil before the first look
+	bad     bool             // what the files now hold is of no use
+}
+
+// get returns the certificate for a handshake: the old one while the files hold
+// none. It fails if there was none ever.
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.checked) < certLook {
+		return c.pair, nil
+	}
+	c.checked = time.Now()
+	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+	switch {
+	case err == nil:
+		c.pair = &pair
+	case c.pair == nil:
+		return nil, err
+	case !c.bad:
+		c.log.Error("TLS_CERT and TLS_KEY hold no certificate any more: the old one stays in use", "cause", err.Error())
+	}
+	c.bad = err != nil
+	return c.pair, nil
 }

@@ -166,8 +166,8 @@ func readCode(w http.ResponseWriter, r *http.Request) (string, failure) {
 		return "", bodyTooLarge
 	}
 	var request struct {
-		otherCases
-		Code *string `json:"code"`
+		CODE json.RawMessage // takes Code and its like, which encoding/json would take for code
+		Code *string         `json:"code"`
 	}
 	switch {
 	case err != nil:

@@ -32,7 +32,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -43,7 +43,7 @@ const (
 	keepAlive     = 2 * time.Minute  // for the next request on a connection
 	maxHeader     = 16 << 10         // bytes
 	stopGrace     = 5 * time.Second  // beyond WX_TIMEOUT, for requests under way to end
-	renewal       = 5 * time.Second  // between looks at the certificate's files
+	lingering     = time.Second      // for kept connections to be used once more, when stopping
 )
 
 func main() {
@@ -58,6 +58,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	flags.SetOutput(stderr)
 	sandboxed := flags.Bool("sandbox", false, "run against an embedded fake WeChat; no AppID or AppSecret needed")
 	checking := flags.Bool("check", false, "ask WeChat whether it accepts the AppID and AppSecret, print the verdict, exit")
+	probing := flags.Bool("healthy", false, "ask the service that runs on this machine with these settings whether it is up, exit 0 if so")
 	version := flags.Bool("version", false, "print module version, VCS revision and Go version, exit")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -78,8 +79,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return 2
 	}
 	log.SetOutput(io.Discard) // where net/http quotes what WeChat sent out of turn
-	if *checking {
+	switch {
+	case *checking:
 		return check(ctx, c, stdout, stderr)
+	case *probing:
+		return probe(c, stderr)
 	}
 	logger := newLogger(stderr)
 	if err := serve(ctx, c, logger, stderr); err != nil {
@@ -134,6 +138,19 @@ func check(ctx context.Context, c config, stdout, stderr io.Writer) int {
 	return 1
 }
 
+// probe asks /healthz on this machine, whatever name is in the certificate.
+func probe(c config, stderr io.Writer) int {
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	client := http.Client{Transport: transport, Timeout: answerTimeout}
+	resp, err := client.Get(c.scheme() + "://" + c.addr + "/healthz")
+	if err != nil || resp.StatusCode != http.StatusOK {
+		fmt.Fprintf(stderr, "No wxopenid answers at %s: is it running, with this ADDR?\n", c.addr)
+		return 1
+	}
+	resp.Body.Close()
+	return 0
+}
+
 // serve listens and answers until ctx is done and the requests then under way
 // have ended.
 func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer) error {
@@ -152,7 +169,7 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer)
 		}
 		defer stop()
 		fake, c.baseURLs = s, []*url.URL{base}
-		try := curlLine(c.tlsCert != "", listener.Addr())
+		try := curlLine(c.scheme(), listener.Addr())
 		logger.Warn("this is a sandbox: a fake WeChat answers, with openids of nobody", "try", try)
 		if isTerminal(stderr) {
 			fmt.Fprintln(stderr, try) // to be copied: the log has its quotes escaped
@@ -163,8 +180,23 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer)
 			logger.Warn("the AppSecret travels unencrypted: WX_BASE_URL should begin with https", "host", u.Host)
 		}
 	}
+	handler := newHandler(newClient(c, logger), c.appID, logger, fake)
+	var conns atomic.Int64
 	server := &http.Server{
-		Handler:                      newHandler(newClient(c, logger), c.appID, logger, fake),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if ctx.Err() != nil {
+				w.Header().Set("Connection", "close")
+			}
+			handler.ServeHTTP(w, r)
+		}),
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				conns.Add(1)
+			case http.StateClosed:
+				conns.Add(-1)
+			}
+		},
 		ReadHeaderTimeout:            headerTimeout,
 		ReadTimeout:                  headerTimeout + bodyTimeout,
 		WriteTimeout:                 bodyTimeout + c.timeout + answerTimeout,
@@ -180,6 +212,12 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer)
 		return err
 	case <-ctx.Done():
 	}
+	listener.Close()
+	// A load balancer may be sending on a connection that it keeps: let it read
+	// in an answer that the connection ends, before those that are left are cut.
+	for lastCall := time.Now().Add(lingering); conns.Load() > 0 && time.Now().Before(lastCall); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	stopping, cancel := context.WithTimeout(context.Background(), c.timeout+stopGrace)
 	defer cancel()
 	if server.Shutdown(stopping) != nil {
@@ -190,16 +228,13 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer)
 }
 
 // curlLine is a command that gets an openid from the sandbox at addr.
-func curlLine(https bool, addr net.Addr) string {
+func curlLine(scheme string, addr net.Addr) string {
 	host, port, _ := net.SplitHostPort(addr.String())
 	if net.ParseIP(host).IsUnspecified() {
 		host = "localhost"
 	}
-	command, scheme := "curl", "http"
-	if https {
-		command, scheme = "curl -k", "https"
-	}
-	return fmt.Sprintf(`%s -d '{"code":"%s"}' %s://%s/openid`, command, mockCode, scheme, net.JoinHostPort(host, port))
+	curl := map[string]string{"http": "curl", "https": "curl -k"}[scheme]
+	return fmt.Sprintf(`%s -d '{"code":"%s"}' %s://%s/openid`, curl, mockCode, scheme, net.JoinHostPort(host, port))
 }
 
 // listen opens the listener, for HTTPS where there is a certificate. The
@@ -216,38 +251,4 @@ func listen(c config, logger *slog.Logger) (net.Listener, error) {
 		return listener, err
 	}
 	return tls.NewListener(listener, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get}), nil
-}
-
-// A certificate is read from its files again as it is used, so that a renewed one
-// needs no restart.
-type certificate struct {
-	certFile, keyFile string
-	log               *slog.Logger
-
-	mu      sync.Mutex
-	checked time.Time
-	pair    *tls.Certificate // nil before the first look
-	bad     bool             // what the files now hold is of no use
-}
-
-// get returns the certificate for a handshake: the old one while the files hold
-// none. It fails if there was none ever.
-func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if time.Since(c.checked) < renewal {
-		return c.pair, nil
-	}
-	c.checked = time.Now()
-	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
-	switch {
-	case err == nil:
-		c.pair = &pair
-	case c.pair == nil:
-		return nil, err
-	case !c.bad:
-		c.log.Error("TLS_CERT and TLS_KEY hold no certificate any more: the old one stays in use", "cause", err.Error())
-	}
-	c.bad = err != nil
-	return c.pair, nil
 }

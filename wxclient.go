@@ -114,17 +114,16 @@ func (wx *client) openID(caller context.Context, code string) (user, *exchangeEr
 	}
 	deadline := time.Now().Add(wx.timeout)
 	query := wx.query + url.QueryEscape(code)
-	var causes []string
+	var err *exchangeError
 	for _, b := range wx.inOrder() {
-		body, err := wx.get(caller, deadline, b, query)
-		if err == nil {
+		var body []byte
+		if body, err = wx.get(caller, deadline, b, query); err == nil {
 			return parseReply(body, query)
 		} else if err.fault != noConnection {
-			return user{}, err
+			break
 		}
-		causes = append(causes, err.cause)
 	}
-	return user{}, &exchangeError{fault: noConnection, cause: strings.Join(causes, "; ")}
+	return user{}, err
 }
 
 // inOrder returns the bases to try, with those to pass over at the end. When the
@@ -165,7 +164,7 @@ func (wx *client) get(caller context.Context, deadline time.Time, b *base, query
 	return body, nil
 }
 
-// An attempt is one request to one base, as seen through httptrace.
+// An attempt is one request to one base, watched through httptrace.
 type attempt struct {
 	*base
 	log        *slog.Logger
@@ -227,32 +226,28 @@ func describe(err error, connected bool) string {
 		return errno.Error()
 	}
 	switch {
-	case is[*net.DNSError](err):
+	case errors.As(err, new(*net.DNSError)):
 		return "its name cannot be resolved"
-	case is[x509.UnknownAuthorityError](err):
+	case errors.As(err, new(x509.UnknownAuthorityError)):
 		return "no authority known here has signed its certificate (are CA certificates installed?)"
-	case is[*tls.CertificateVerificationError](err):
+	case errors.As(err, new(*tls.CertificateVerificationError)):
 		return "its certificate has expired, is for another name or is otherwise not valid"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), connected && errors.Is(err, context.Canceled):
 		return "the connection was closed early"
 	case connected:
 		return "the reply is not HTTP"
-	case is[net.Error](err), errors.Is(err, context.Canceled):
+	case errors.As(err, new(net.Error)), errors.Is(err, context.Canceled):
 		return "no connection in time"
 	}
 	return "no TLS connection, or none through the proxy"
 }
 
-func is[E error](err error) bool {
-	_, ok := errors.AsType[E](err)
-	return ok
-}
-
-// A reply is what is read of WeChat's: its session_key is not.
+// A reply is what is read of WeChat's: its session_key is not. The fields of the
+// first line take the names that differ in case, which encoding/json does not mind.
 type reply struct {
-	otherCases
+	OPENID, UNIONID, ERRCODE, ERRMSG json.RawMessage
 	user
-	ErrCode json.Number `json:"errcode"` // or the number in a string, or null
+	ErrCode json.Number `json:"errcode"` // a number in a string will do, or null
 	ErrMsg  string      `json:"errmsg"`
 }
 
@@ -275,22 +270,8 @@ func parseReply(body []byte, query string) (user, *exchangeError) {
 		return user{}, e
 	case err != nil:
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply is not the JSON object that it should be"}
-	case r.user.OpenID == "":
+	case r.OpenID == "":
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply has no openid"}
 	}
 	return r.user, nil
 }
-
-// otherCases, embedded first, takes the members that encoding/json would else put
-// into our fields although their names differ in case.
-type otherCases struct {
-	Code    ignored `json:"CODE"`
-	OpenID  ignored `json:"OPENID"`
-	UnionID ignored `json:"UNIONID"`
-	ErrCode ignored `json:"ERRCODE"`
-	ErrMsg  ignored `json:"ERRMSG"`
-}
-
-type ignored struct{}
-
-func (ignored) UnmarshalJSON([]byte) error { return nil }
