@@ -109,9 +109,9 @@ func newHandler(wechat *client, appID string, log *slog.Logger, sandbox http.Han
 	nothing := h.endpoint(func(http.ResponseWriter, *http.Request) answer { return answer{failure: notFound} })
 	mux := http.NewServeMux()
 	mux.Handle("POST /openid", h.endpoint(h.openID))
-	mux.Handle("/openid", h.only("POST"))
+	mux.Handle("/openid", h.endpoint(only("POST")))
 	mux.Handle("GET /healthz", h.endpoint(health))
-	mux.Handle("/healthz", h.only("GET, HEAD"))
+	mux.Handle("/healthz", h.endpoint(only("GET, HEAD")))
 	mux.Handle("/", nothing)
 	if sandbox != nil {
 		mux.Handle("/sns/jscode2session", sandbox)
@@ -125,11 +125,11 @@ func newHandler(wechat *client, appID string, log *slog.Logger, sandbox http.Han
 	})
 }
 
-func (h *handler) only(methods string) http.Handler {
-	return h.endpoint(func(w http.ResponseWriter, _ *http.Request) answer {
+func only(methods string) func(http.ResponseWriter, *http.Request) answer {
+	return func(w http.ResponseWriter, _ *http.Request) answer {
 		w.Header().Set("Allow", methods)
 		return answer{failure: methodNotAllowed}
-	})
+	}
 }
 
 func health(http.ResponseWriter, *http.Request) answer {
@@ -156,12 +156,15 @@ func (h *handler) openID(w http.ResponseWriter, r *http.Request) answer {
 // readCode returns the code in the body of r, or the failure to answer with.
 func readCode(w http.ResponseWriter, r *http.Request) (string, failure) {
 	if r.ContentLength > maxBody {
+		w.Header().Set("Connection", "close") // else net/http waits for the body before it answers
 		return "", bodyTooLarge
 	}
 	conn := http.NewResponseController(w)
 	conn.SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	conn.SetReadDeadline(time.Time{}) // or its end would look as if the caller hung up
+	if err == nil {
+		conn.SetReadDeadline(time.Time{}) // which would look as if the caller hung up
+	}
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
 		return "", bodyTooLarge
 	}

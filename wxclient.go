@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -14,7 +15,6 @@ import (
 	"net/url"
 	"path"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -155,7 +155,7 @@ func (wx *client) get(caller context.Context, deadline time.Time, b *base, query
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, &exchangeError{fault: badReply, cause: "WeChat answered with HTTP status " + strconv.Itoa(resp.StatusCode)}
+		return nil, &exchangeError{fault: badReply, cause: fmt.Sprintf("WeChat answered with HTTP status %d", resp.StatusCode)}
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
 	if err != nil {
@@ -263,7 +263,7 @@ func parseReply(body []byte, query string) (user, *exchangeError) {
 	case len(body) > maxReply:
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply is over 64 KiB"}
 	case errcode != 0:
-		e := &exchangeError{fault: refused, errcode: int64(errcode), cause: "WeChat refused"}
+		e := &exchangeError{fault: refused, errcode: int64(errcode), cause: fmt.Sprintf("WeChat refused with errcode %d", int64(errcode))}
 		if m := ridPattern.FindStringSubmatch(r.ErrMsg); m != nil && !strings.Contains(query, m[1]) {
 			e.rid = m[1] // and no echo of what was sent
 		}
