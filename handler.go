@@ -10,12 +10,14 @@ import (
 	"net/http"
 	"path"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
 
 const (
 	maxBody     = 4096             // bytes
+	maxIgnored  = 16 << 20         // bytes, of a body that is too large
 	bodyTimeout = 15 * time.Second // for a body to arrive
 )
 
@@ -49,7 +51,7 @@ var refusals = map[int64]failure{
 // faults are the ways to fail without one of these errcodes.
 var faults = map[fault]failure{
 	refused:      {502, "wechat_error", "", badAnswer, "an errcode without a meaning here: look it up at developers.weixin.qq.com"},
-	badReply:     {502, "wechat_error", "", badAnswer, "does WX_BASE_URL, or a proxy, lead to something else?"},
+	badReply:     {502, "wechat_error", "", badAnswer, "check what WX_BASE_URL, or a proxy, leads to"},
 	noConnection: {502, "wechat_unreachable", "", outOfReach, "check DNS, firewall, HTTPS_PROXY and WX_BASE_URL"},
 	broken:       {502, "wechat_unreachable", "", outOfReach, ""},
 	timedOut:     {504, "wechat_timeout", "", "WeChat did not answer in time: call wx.login again, since this code may have been used.", ""},
@@ -159,11 +161,9 @@ func readCode(w http.ResponseWriter, r *http.Request) (string, failure) {
 		w.Header().Set("Connection", "close") // else net/http waits for the body before it answers
 		return "", bodyTooLarge
 	}
-	conn := http.NewResponseController(w)
-	conn.SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err == nil {
-		conn.SetReadDeadline(time.Time{}) // which would look as if the caller hung up
+		http.NewResponseController(w).SetReadDeadline(time.Time{}) // its end would look as if the caller hung up
 	}
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
 		return "", bodyTooLarge
@@ -211,6 +211,7 @@ func (h *handler) endpoint(f func(http.ResponseWriter, *http.Request) answer) ht
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		id := requestID(r)
+		http.NewResponseController(w).SetReadDeadline(start.Add(bodyTimeout))
 		a := f(w, r)
 		if a.status == faults[hungUp].status {
 			h.logRequest(r, a, id, start)
@@ -218,6 +219,10 @@ func (h *handler) endpoint(f func(http.ResponseWriter, *http.Request) answer) ht
 		}
 		a.write(w, id)
 		h.logRequest(r, a, id, start)
+		if a.status == bodyTooLarge.status {
+			http.NewResponseController(w).Flush() // and then hear out a caller that reads only when it has sent all
+			io.CopyN(io.Discard, r.Body, maxIgnored)
+		}
 	})
 }
 
@@ -245,6 +250,7 @@ func (a answer) write(w http.ResponseWriter, id string) {
 	}
 	header := w.Header()
 	header.Set("Content-Type", "application/json; charset=utf-8")
+	header.Set("Content-Length", strconv.Itoa(len(body)+1))
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("X-Request-Id", id)

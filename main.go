@@ -32,6 +32,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -43,7 +44,6 @@ const (
 	keepAlive     = 2 * time.Minute  // for the next request on a connection
 	maxHeader     = 16 << 10         // bytes
 	stopGrace     = 5 * time.Second  // beyond WX_TIMEOUT, for requests under way to end
-	lingering     = time.Second      // for kept connections to be used once more, when stopping
 )
 
 func main() {
@@ -54,35 +54,26 @@ func main() {
 
 // run is the program, until ctx is done; it returns the exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	flags := flag.NewFlagSet("wxopenid", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	sandboxed := flags.Bool("sandbox", false, "run against an embedded fake WeChat; no AppID or AppSecret needed")
-	checking := flags.Bool("check", false, "ask WeChat whether it accepts the AppID and AppSecret, print the verdict, exit")
-	probing := flags.Bool("healthy", false, "ask the service that runs on this machine with these settings whether it is up, exit 0 if so")
-	version := flags.Bool("version", false, "print module version, VCS revision and Go version, exit")
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+	mode, err := parseFlags(args, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
 		return 0
-	} else if err != nil {
+	case err != nil:
 		return 2
-	}
-	if flags.NArg() > 0 || *checking && *sandboxed {
-		fmt.Fprintln(stderr, "wxopenid takes flags alone, and of -check and -sandbox one: settings come from the environment.")
-		return 2
-	}
-	if *version {
+	case mode.version:
 		fmt.Fprintln(stdout, versionLine())
 		return 0
 	}
-	c, err := loadConfig(getenv, *sandboxed)
+	c, err := loadConfig(getenv, mode.sandbox)
 	if err != nil {
 		fmt.Fprintf(stderr, "wxopenid needs other settings:\n%v\n", err)
 		return 2
 	}
 	log.SetOutput(io.Discard) // where net/http quotes what WeChat sent out of turn
 	switch {
-	case *checking:
+	case mode.check:
 		return check(ctx, c, stdout, stderr)
-	case *probing:
+	case mode.healthy:
 		return probe(c, stderr)
 	}
 	logger := newLogger(stderr)
@@ -92,6 +83,23 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	logger.Info("stopped")
 	return 0
+}
+
+type modes struct{ sandbox, check, healthy, version bool }
+
+func parseFlags(args []string, stderr io.Writer) (mode modes, err error) {
+	flags := flag.NewFlagSet("wxopenid", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.BoolVar(&mode.sandbox, "sandbox", false, "run against an embedded fake WeChat; no AppID or AppSecret needed")
+	flags.BoolVar(&mode.check, "check", false, "ask WeChat whether it accepts the AppID and AppSecret, print the verdict, exit")
+	flags.BoolVar(&mode.healthy, "healthy", false, "ask the service that runs here with the same settings whether it is up, exit 0 if so")
+	flags.BoolVar(&mode.version, "version", false, "print module version, VCS revision and Go version, exit")
+	err = flags.Parse(args)
+	if err == nil && (flags.NArg() > 0 || mode.check && mode.sandbox) {
+		err = errors.New("wxopenid takes flags alone, and of -check and -sandbox one: settings come from the environment")
+		fmt.Fprintln(stderr, err)
+	}
+	return mode, err
 }
 
 func versionLine() string {
@@ -162,41 +170,48 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer)
 	logger.Info("listening", "addr", listener.Addr().String())
 	var fake http.Handler
 	if c.sandbox {
-		s := &sandbox{appID: c.appID, appSecret: c.appSecret}
-		base, stop, err := s.listen()
+		sandbox := &sandbox{appID: c.appID, appSecret: c.appSecret}
+		base, stop, err := sandbox.listen()
 		if err != nil {
 			return err
 		}
 		defer stop()
-		fake, c.baseURLs = s, []*url.URL{base}
-		try := curlLine(c.scheme(), listener.Addr())
-		logger.Warn("this is a sandbox: a fake WeChat answers, with openids of nobody", "try", try)
-		if isTerminal(stderr) {
-			fmt.Fprintln(stderr, try) // to be copied: the log has its quotes escaped
-		}
+		fake, c.baseURLs = sandbox, []*url.URL{base}
+		announceSandbox(curlLine(c.scheme(), listener.Addr()), logger, stderr)
 	}
 	for _, u := range c.baseURLs {
 		if isPlain(u) {
 			logger.Warn("the AppSecret travels unencrypted: WX_BASE_URL should begin with https", "host", u.Host)
 		}
 	}
-	handler := newHandler(newClient(c, logger), c.appID, logger, fake)
-	var conns atomic.Int64
-	server := &http.Server{
+	s := newServer(ctx, c, newHandler(newClient(c, logger), c.appID, logger, fake), logger)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(listener) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	listener.Close()
+	return s.stop(c.timeout + stopGrace)
+}
+
+// A server knows its connections, to end them without a loss.
+type server struct {
+	http.Server
+	conns atomic.Int64
+	fresh sync.Map // net.Conn: those that have sent no request so far
+}
+
+// newServer returns a server whose answers end their connections once ctx is done.
+func newServer(ctx context.Context, c config, handler http.Handler, logger *slog.Logger) *server {
+	s := &server{Server: http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if ctx.Err() != nil {
 				w.Header().Set("Connection", "close")
 			}
 			handler.ServeHTTP(w, r)
 		}),
-		ConnState: func(_ net.Conn, state http.ConnState) {
-			switch state {
-			case http.StateNew:
-				conns.Add(1)
-			case http.StateClosed:
-				conns.Add(-1)
-			}
-		},
 		ReadHeaderTimeout:            headerTimeout,
 		ReadTimeout:                  headerTimeout + bodyTimeout,
 		WriteTimeout:                 bodyTimeout + c.timeout + answerTimeout,
@@ -204,27 +219,50 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer)
 		MaxHeaderBytes:               maxHeader,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+	}}
+	s.ConnState = s.note
+	return s
+}
+
+func (s *server) note(conn net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.conns.Add(1)
+		s.fresh.Store(conn, nil)
+	case http.StateActive:
+		s.fresh.Delete(conn)
+	case http.StateClosed:
+		s.conns.Add(-1)
+		s.fresh.Delete(conn)
 	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	select {
-	case err := <-served:
-		return err
-	case <-ctx.Done():
-	}
-	listener.Close()
-	// A load balancer may be sending on a connection that it keeps: let it read
-	// in an answer that the connection ends, before those that are left are cut.
-	for lastCall := time.Now().Add(lingering); conns.Load() > 0 && time.Now().Before(lastCall); {
+}
+
+// stop lets requests under way end within limit, and fails if some did not. A
+// load balancer may just now be sending on a connection that it keeps: for a
+// second it can, and reads in the answer that the connection ends.
+func (s *server) stop(limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	for lastCall := time.Now().Add(time.Second); s.conns.Load() > 0 && time.Now().Before(lastCall); {
 		time.Sleep(10 * time.Millisecond)
 	}
-	stopping, cancel := context.WithTimeout(context.Background(), c.timeout+stopGrace)
-	defer cancel()
-	if server.Shutdown(stopping) != nil {
-		server.Close()
+	s.fresh.Range(func(conn, _ any) bool {
+		conn.(net.Conn).Close() // Shutdown would wait 5 s for its first request
+		return true
+	})
+	if s.Shutdown(ctx) != nil {
+		s.Close()
 		return errors.New("requests that were still under way have been cut off")
 	}
 	return nil
+}
+
+// announceSandbox says that this is one, and how to try it.
+func announceSandbox(try string, logger *slog.Logger, stderr io.Writer) {
+	logger.Warn("this is a sandbox: a fake WeChat answers, with openids of nobody", "try", try)
+	if isTerminal(stderr) {
+		fmt.Fprintln(stderr, try) // to be copied: the log has its quotes escaped
+	}
 }
 
 // curlLine is a command that gets an openid from the sandbox at addr.

@@ -17,6 +17,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -93,8 +94,10 @@ func getenv(env map[string]string) func(string) string {
 // runToEnd runs the program where it ends by itself.
 func runToEnd(t *testing.T, env map[string]string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
 	var out, err bytes.Buffer
-	code = run(t.Context(), args, getenv(env), &out, &err)
+	code = run(ctx, args, getenv(env), &out, &err)
 	return code, out.String(), err.String()
 }
 
@@ -176,6 +179,21 @@ func TestSandboxFromStartToStop(t *testing.T) {
 	}
 	if want := `curl -d '{"code":"the code is a mock one"}' ` + p.url + `/openid`; try != want {
 		t.Errorf("got %q to try in the log, want %q", try, want)
+	}
+}
+
+func TestCurlLine(t *testing.T) {
+	t.Parallel()
+	const data = ` -d '{"code":"the code is a mock one"}' `
+	for addr, want := range map[string]string{
+		"127.0.0.1:2020": "curl" + data + "http://127.0.0.1:2020/openid",
+		"0.0.0.0:80":     "curl" + data + "http://localhost:80/openid",
+		"[::]:80":        "curl" + data + "http://localhost:80/openid",
+		"[::1]:80":       "curl" + data + "http://[::1]:80/openid",
+	} {
+		if got := curlLine("http", net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))); got != want {
+			t.Errorf("got %s for %s, want %s", got, addr, want)
+		}
 	}
 }
 
@@ -281,13 +299,33 @@ func TestCheckBesideRunningService(t *testing.T) {
 	}
 }
 
+func TestHealthy(t *testing.T) {
+	t.Parallel()
+	cert, key := newCertificate(t)
+	for name, env := range map[string]map[string]string{"HTTP": credentials(), "HTTPS": credentials("TLS_CERT", cert, "TLS_KEY", key)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := startProgram(t, env)
+			env := maps.Clone(env)
+			env["ADDR"] = p.addr()
+			if code, stdout, stderr := runToEnd(t, env, "-healthy"); code != 0 || stdout+stderr != "" {
+				t.Errorf("got exit code %d and %q, want 0 and nothing", code, stdout+stderr)
+			}
+			env["ADDR"] = "127.0.0.1:1"
+			if code, _, stderr := runToEnd(t, env, "-healthy"); code != 1 || !strings.Contains(stderr, "ADDR") {
+				t.Errorf("got exit code %d and %q where nothing runs, want 1 and ADDR", code, stderr)
+			}
+		})
+	}
+}
+
 func TestStartFails(t *testing.T) {
 	t.Parallel()
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer busy.Close()
+	t.Cleanup(func() { busy.Close() })
 	cert, key := newCertificate(t)
 	tests := []struct {
 		name   string
@@ -362,6 +400,44 @@ func TestStopFinishesRequests(t *testing.T) {
 	}
 }
 
+func TestStopEndsKeptConnections(t *testing.T) {
+	t.Parallel()
+	p := startService(t, echo)
+	const request = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+	conn := sendRaw(t, p, request)
+	reader := bufio.NewReader(conn)
+	for _, last := range []bool{false, true} {
+		resp, err := http.ReadResponse(reader, &http.Request{Method: "GET"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, resp); got.status != 200 || resp.Close != last {
+			t.Errorf("got %d, the last on its connection: %t, want 200 and %t", got.status, resp.Close, last)
+		}
+		if !last {
+			go p.stop()
+			untilRefused(p)
+			io.WriteString(conn, request)
+		}
+	}
+}
+
+func TestStopWithUnusedConnection(t *testing.T) {
+	t.Parallel()
+	p := startProgram(t, map[string]string{"WX_TIMEOUT": "20ms"}, "-sandbox")
+	sendRaw(t, p, "")
+	stopped := make(chan int, 1)
+	go func() { stopped <- p.stop() }()
+	select {
+	case code := <-stopped:
+		if code != 0 {
+			t.Errorf("got exit code %d, want 0; the log is:\n%s", code, p.log)
+		}
+	case <-time.After(4 * time.Second):
+		t.Error("still running, with no request under way")
+	}
+}
+
 // untilRefused waits for p to take no connections any more.
 func untilRefused(p *program) {
 	for {
@@ -400,7 +476,10 @@ func TestSignals(t *testing.T) {
 	}
 	t.Parallel()
 	p, cmd := startProcess(t)
-	conn := sendRaw(t, p, "POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+	conn := sendRaw(t, p, "POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\nExpect: 100-continue\r\n\r\n")
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") {
+		t.Fatalf("got %q, error %v, want 100 Continue", line, err)
+	}
 	cmd.Process.Signal(syscall.SIGTERM)
 	untilRefused(p)
 	exited := make(chan error)
@@ -412,7 +491,6 @@ func TestSignals(t *testing.T) {
 			if got, _ := cmd.ProcessState.Sys().(syscall.WaitStatus); got.Signal() != syscall.SIGINT {
 				t.Errorf("got %v with a request under way, want the end by the second signal", cmd.ProcessState)
 			}
-			conn.Close()
 			return
 		case <-time.After(10 * time.Millisecond): // the first may have come too early to be the second
 		}

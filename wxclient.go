@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,7 +14,6 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
-	"path"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -97,8 +97,9 @@ func newClient(c config, log *slog.Logger) *client {
 		log:     log,
 	}
 	for _, u := range c.baseURLs {
-		full := &url.URL{Scheme: u.Scheme, Host: u.Host, Path: path.Join("/", u.Path, "sns/jscode2session")}
-		request := &http.Request{Method: http.MethodGet, URL: full, Header: http.Header{}}
+		full := *u
+		full.Path = cmp.Or(u.Path, "/") // without which JoinPath makes a relative path
+		request := &http.Request{Method: http.MethodGet, URL: full.JoinPath("sns/jscode2session"), Header: http.Header{}}
 		wx.bases = append(wx.bases, &base{host: u.Host, request: request})
 	}
 	return wx
@@ -115,15 +116,27 @@ func (wx *client) openID(caller context.Context, code string) (user, *exchangeEr
 	deadline := time.Now().Add(wx.timeout)
 	query := wx.query + url.QueryEscape(code)
 	var err *exchangeError
-	for _, b := range wx.inOrder() {
+	for i, b := range wx.inOrder() {
 		var body []byte
+		conns := b.conns.Load()
 		if body, err = wx.get(caller, deadline, b, query); err == nil {
 			return parseReply(body, query)
-		} else if err.fault != noConnection {
+		}
+		if b.conns.Load() == conns && (err.fault == noConnection || err.fault == timedOut && i == 0) {
+			wx.leaveAlone(b, err.cause)
+		}
+		if err.fault != noConnection {
 			break
 		}
 	}
 	return user{}, err
+}
+
+// leaveAlone has b passed over, and says so the first time.
+func (wx *client) leaveAlone(b *base, cause string) {
+	if b.down.Swap(time.Now().Add(passOver).UnixNano()) == 0 {
+		wx.log.Warn("WeChat is out of reach", "host", b.host, "cause", cause)
+	}
 }
 
 // inOrder returns the bases to try, with those to pass over at the end. When the
@@ -147,7 +160,7 @@ func (wx *client) inOrder() []*base {
 func (wx *client) get(caller context.Context, deadline time.Time, b *base, query string) ([]byte, *exchangeError) {
 	ctx, cancel := context.WithDeadline(caller, deadline)
 	defer cancel()
-	a := &attempt{base: b, log: wx.log, cancel: cancel, connecting: time.AfterFunc(connectTimeout, cancel), before: b.conns.Load()}
+	a := &attempt{base: b, log: wx.log, cancel: cancel, connecting: time.AfterFunc(connectTimeout, cancel)}
 	defer a.connecting.Stop()
 	resp, err := wx.transport.RoundTrip(a.request(ctx, query))
 	if err != nil {
@@ -170,7 +183,6 @@ type attempt struct {
 	log        *slog.Logger
 	cancel     context.CancelFunc
 	connecting *time.Timer
-	before     int64       // base.conns when it began
 	connected  atomic.Bool // there was a connection for it
 	sent       atomic.Bool // some of it may be on the wire
 }
@@ -203,7 +215,7 @@ func (a *attempt) gotConn(got httptrace.GotConnInfo) {
 	}
 }
 
-// explain says what went wrong, and has the base passed over if that was where.
+// explain says what went wrong, of which err is what net/http knows.
 func (a *attempt) explain(err error, caller, ctx context.Context) *exchangeError {
 	e := &exchangeError{fault: broken, cause: a.host + ": " + describe(err, a.connected.Load())}
 	switch {
@@ -213,9 +225,6 @@ func (a *attempt) explain(err error, caller, ctx context.Context) *exchangeError
 		e.fault, e.cause = timedOut, a.host+": no whole reply within WX_TIMEOUT"
 	case !a.connected.Load():
 		e.fault = noConnection
-	}
-	if !a.connected.Load() && a.conns.Load() == a.before && a.down.Swap(time.Now().Add(passOver).UnixNano()) == 0 {
-		a.log.Warn("WeChat is out of reach", "host", a.host, "cause", e.cause)
 	}
 	return e
 }
@@ -246,9 +255,18 @@ func describe(err error, connected bool) string {
 // first line take the names that differ in case, which encoding/json does not mind.
 type reply struct {
 	OPENID, UNIONID, ERRCODE, ERRMSG json.RawMessage
-	user
-	ErrCode json.Number `json:"errcode"` // a number in a string will do, or null
-	ErrMsg  string      `json:"errmsg"`
+	OpenID                           string      `json:"openid"`
+	UnionID                          text        `json:"unionid"`
+	ErrCode                          json.Number `json:"errcode"` // a number in a string will do, or null
+	ErrMsg                           text        `json:"errmsg"`
+}
+
+// A text is empty where there is no string: what an openid comes with may be anything.
+type text string
+
+func (t *text) UnmarshalJSON(b []byte) error {
+	json.Unmarshal(b, (*string)(t))
+	return nil
 }
 
 var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8})\b`)
@@ -258,20 +276,21 @@ var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8}
 func parseReply(body []byte, query string) (user, *exchangeError) {
 	var r reply
 	err := json.Unmarshal(body, &r)
-	errcode, _ := r.ErrCode.Float64()
+	number, _ := r.ErrCode.Float64()
+	errcode := int64(number)
 	switch {
 	case len(body) > maxReply:
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply is over 64 KiB"}
-	case errcode != 0:
-		e := &exchangeError{fault: refused, errcode: int64(errcode), cause: fmt.Sprintf("WeChat refused with errcode %d", int64(errcode))}
-		if m := ridPattern.FindStringSubmatch(r.ErrMsg); m != nil && !strings.Contains(query, m[1]) {
+	case errcode != 0 && float64(errcode) == number:
+		e := &exchangeError{fault: refused, errcode: errcode, cause: fmt.Sprintf("WeChat refused with errcode %d", errcode)}
+		if m := ridPattern.FindStringSubmatch(string(r.ErrMsg)); m != nil && !strings.Contains(query, m[1]) {
 			e.rid = m[1] // and no echo of what was sent
 		}
 		return user{}, e
-	case err != nil:
+	case err != nil, number != 0:
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply is not the JSON object that it should be"}
 	case r.OpenID == "":
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply has no openid"}
 	}
-	return r.user, nil
+	return user{r.OpenID, string(r.UnionID)}, nil
 }
