@@ -211,7 +211,8 @@ func (h *handler) endpoint(f func(http.ResponseWriter, *http.Request) answer) ht
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		id := requestID(r)
-		http.NewResponseController(w).SetReadDeadline(start.Add(bodyTimeout))
+		conn := http.NewResponseController(w)
+		conn.SetReadDeadline(start.Add(bodyTimeout))
 		a := f(w, r)
 		if a.status == faults[hungUp].status {
 			h.logRequest(r, a, id, start)
@@ -220,7 +221,9 @@ func (h *handler) endpoint(f func(http.ResponseWriter, *http.Request) answer) ht
 		a.write(w, id)
 		h.logRequest(r, a, id, start)
 		if a.status == bodyTooLarge.status {
-			http.NewResponseController(w).Flush() // and then hear out a caller that reads only when it has sent all
+			// A caller may read only when it has sent all: hear it out, but not for long.
+			conn.Flush()
+			conn.SetReadDeadline(time.Now().Add(time.Second))
 			io.CopyN(io.Discard, r.Body, maxIgnored)
 		}
 	})

@@ -122,10 +122,7 @@ func newLogger(stderr io.Writer) *slog.Logger {
 }
 
 func isTerminal(w io.Writer) bool {
-	file, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
+	file, _ := w.(*os.File)
 	info, err := file.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
@@ -157,6 +154,14 @@ func probe(c config, stderr io.Writer) int {
 	}
 	resp.Body.Close()
 	return 0
+}
+
+// announceSandbox says that this is one, and how to try it.
+func announceSandbox(try string, logger *slog.Logger, stderr io.Writer) {
+	logger.Warn("this is a sandbox: a fake WeChat answers, with openids of nobody", "try", try)
+	if isTerminal(stderr) {
+		fmt.Fprintln(stderr, try) // to be copied: the log has its quotes escaped
+	}
 }
 
 // serve listens and answers until ctx is done and the requests then under way
@@ -255,24 +260,6 @@ func (s *server) stop(limit time.Duration) error {
 		return errors.New("requests that were still under way have been cut off")
 	}
 	return nil
-}
-
-// announceSandbox says that this is one, and how to try it.
-func announceSandbox(try string, logger *slog.Logger, stderr io.Writer) {
-	logger.Warn("this is a sandbox: a fake WeChat answers, with openids of nobody", "try", try)
-	if isTerminal(stderr) {
-		fmt.Fprintln(stderr, try) // to be copied: the log has its quotes escaped
-	}
-}
-
-// curlLine is a command that gets an openid from the sandbox at addr.
-func curlLine(scheme string, addr net.Addr) string {
-	host, port, _ := net.SplitHostPort(addr.String())
-	if net.ParseIP(host).IsUnspecified() {
-		host = "localhost"
-	}
-	curl := map[string]string{"http": "curl", "https": "curl -k"}[scheme]
-	return fmt.Sprintf(`%s -d '{"code":"%s"}' %s://%s/openid`, curl, mockCode, scheme, net.JoinHostPort(host, port))
 }
 
 // listen opens the listener, for HTTPS where there is a certificate. The

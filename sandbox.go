@@ -32,6 +32,16 @@ type sandbox struct {
 	used, older map[[sha256.Size]byte]bool // the last maxUsed codes and up to as many before
 }
 
+// curlLine is a command that gets an openid from the sandbox at addr.
+func curlLine(scheme string, addr net.Addr) string {
+	host, port, _ := net.SplitHostPort(addr.String())
+	if net.ParseIP(host).IsUnspecified() {
+		host = "localhost"
+	}
+	curl := map[string]string{"http": "curl", "https": "curl -k"}[scheme]
+	return fmt.Sprintf(`%s -d '{"code":"%s"}' %s://%s/openid`, curl, mockCode, scheme, net.JoinHostPort(host, port))
+}
+
 // listen serves s on a loopback port of its own, where neither a certificate nor
 // a proxy stands between, until close is called.
 func (s *sandbox) listen() (base *url.URL, close func() error, err error) {

@@ -123,20 +123,15 @@ func (wx *client) openID(caller context.Context, code string) (user, *exchangeEr
 			return parseReply(body, query)
 		}
 		if b.conns.Load() == conns && (err.fault == noConnection || err.fault == timedOut && i == 0) {
-			wx.leaveAlone(b, err.cause)
+			if b.down.Swap(time.Now().Add(passOver).UnixNano()) == 0 {
+				wx.log.Warn("WeChat is out of reach", "host", b.host, "cause", err.cause)
+			}
 		}
 		if err.fault != noConnection {
 			break
 		}
 	}
 	return user{}, err
-}
-
-// leaveAlone has b passed over, and says so the first time.
-func (wx *client) leaveAlone(b *base, cause string) {
-	if b.down.Swap(time.Now().Add(passOver).UnixNano()) == 0 {
-		wx.log.Warn("WeChat is out of reach", "host", b.host, "cause", cause)
-	}
 }
 
 // inOrder returns the bases to try, with those to pass over at the end. When the
@@ -251,22 +246,16 @@ func describe(err error, connected bool) string {
 	return "no TLS connection, or none through the proxy"
 }
 
-// A reply is what is read of WeChat's: its session_key is not. The fields of the
-// first line take the names that differ in case, which encoding/json does not mind.
+// A reply is what is read of WeChat's: its session_key is not. What an openid comes
+// with may be of any type. The names in capitals are there for encoding/json, which
+// would else put Openid and its like where openid belongs.
 type reply struct {
 	OPENID, UNIONID, ERRCODE, ERRMSG json.RawMessage
-	OpenID                           string      `json:"openid"`
-	UnionID                          text        `json:"unionid"`
-	ErrCode                          json.Number `json:"errcode"` // a number in a string will do, or null
-	ErrMsg                           text        `json:"errmsg"`
-}
 
-// A text is empty where there is no string: what an openid comes with may be anything.
-type text string
-
-func (t *text) UnmarshalJSON(b []byte) error {
-	json.Unmarshal(b, (*string)(t))
-	return nil
+	OpenID  string      `json:"openid"`
+	UnionID any         `json:"unionid"`
+	ErrCode json.Number `json:"errcode"` // a number, a number in a string, or null
+	ErrMsg  any         `json:"errmsg"`
 }
 
 var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8})\b`)
@@ -276,6 +265,8 @@ var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8}
 func parseReply(body []byte, query string) (user, *exchangeError) {
 	var r reply
 	err := json.Unmarshal(body, &r)
+	unionID, _ := r.UnionID.(string)
+	errmsg, _ := r.ErrMsg.(string)
 	number, _ := r.ErrCode.Float64()
 	errcode := int64(number)
 	switch {
@@ -283,7 +274,7 @@ func parseReply(body []byte, query string) (user, *exchangeError) {
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply is over 64 KiB"}
 	case errcode != 0 && float64(errcode) == number:
 		e := &exchangeError{fault: refused, errcode: errcode, cause: fmt.Sprintf("WeChat refused with errcode %d", errcode)}
-		if m := ridPattern.FindStringSubmatch(string(r.ErrMsg)); m != nil && !strings.Contains(query, m[1]) {
+		if m := ridPattern.FindStringSubmatch(errmsg); m != nil && !strings.Contains(query, m[1]) {
 			e.rid = m[1] // and no echo of what was sent
 		}
 		return user{}, e
@@ -292,5 +283,5 @@ func parseReply(body []byte, query string) (user, *exchangeError) {
 	case r.OpenID == "":
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply has no openid"}
 	}
-	return user{r.OpenID, string(r.UnionID)}, nil
+	return user{r.OpenID, unionID}, nil
 }
