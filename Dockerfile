@@ -1,5 +1,5 @@
 # docker build -t wxopenid .
-# docker run -d --name wxopenid --restart unless-stopped --read-only --env-file .env -p 2020:2020 wxopenid
+# docker run -d --name wxopenid --restart unless-stopped --stop-timeout 15 --read-only --env-file .env -p 2020:2020 wxopenid
 
 # The Debian image, not -alpine: it has git, for the revision that -version prints.
 FROM golang:1.26 AS build
@@ -13,5 +13,5 @@ COPY --from=build /wxopenid /
 # A number, so that Kubernetes' runAsNonRoot can tell that it is not root.
 USER 65532:65532
 EXPOSE 2020
-HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["/wxopenid", "-healthy"]
+HEALTHCHECK --interval=10s --timeout=5s CMD ["/wxopenid", "-healthy"]
 ENTRYPOINT ["/wxopenid"]

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"path"
 	"regexp"
@@ -239,6 +240,13 @@ func requestID(r *http.Request) string {
 	return id
 }
 
+// everyAnswer is the header that all answers have.
+var everyAnswer = http.Header{
+	"Content-Type":           {"application/json; charset=utf-8"},
+	"Cache-Control":          {"no-store"},
+	"X-Content-Type-Options": {"nosniff"},
+}
+
 func (a answer) write(w http.ResponseWriter, id string) {
 	if a.word != "" {
 		a.body = struct {
@@ -252,10 +260,8 @@ func (a answer) write(w http.ResponseWriter, id string) {
 		panic(err) // strings and numbers always marshal
 	}
 	header := w.Header()
-	header.Set("Content-Type", "application/json; charset=utf-8")
+	maps.Copy(header, everyAnswer)
 	header.Set("Content-Length", strconv.Itoa(len(body)+1))
-	header.Set("Cache-Control", "no-store")
-	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("X-Request-Id", id)
 	if a.retryAfter != "" {
 		header.Set("Retry-After", a.retryAfter)

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -425,16 +426,31 @@ func TestBodyTooLargeEndsCleanly(t *testing.T) {
 	}
 }
 
-// pipes is a listener whose connections take no time of the world's.
+// pipes is a listener whose connections take no time of the world's, and whose Close says
+// what it says where another was first.
 type pipes chan net.Conn
 
-func (p pipes) Close() error   { close(p); return nil }
+func (p pipes) Close() error   { close(p); return net.ErrClosed }
 func (p pipes) Addr() net.Addr { return &net.UnixAddr{} }
 func (p pipes) Accept() (net.Conn, error) {
 	if conn, ok := <-p; ok {
 		return conn, nil
 	}
 	return nil, net.ErrClosed
+}
+
+// startInBubble starts the server until the test ends, or ctx and stop do it before, and
+// returns a connection to it.
+func startInBubble(t *testing.T, ctx context.Context) (*server, net.Conn) {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	s := newServer(ctx, config{}, newHandler(newClient(config{}, log), "", log, nil), log)
+	listener := make(pipes)
+	go s.Serve(listener)
+	conn, theirs := net.Pipe()
+	listener <- theirs
+	t.Cleanup(func() { conn.Close(); s.Close() })
+	return s, conn
 }
 
 func TestBodyThatDoesNotArrive(t *testing.T) {
@@ -452,13 +468,7 @@ func TestBodyThatDoesNotArrive(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				log := slog.New(slog.DiscardHandler)
-				server := &http.Server{Handler: newHandler(newClient(config{}, log), "", log, nil), ReadTimeout: headerTimeout + bodyTimeout}
-				listener := make(pipes)
-				go server.Serve(listener)
-				defer server.Close()
-				conn, theirs := net.Pipe()
-				listener <- theirs
+				_, conn := startInBubble(t, t.Context())
 				start := time.Now()
 				go func() {
 					_, err := io.WriteString(conn, test.request+" HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n")
@@ -509,6 +519,7 @@ func TestAppIDMismatch(t *testing.T) {
 		{"no Referer", "", "x1", "invalid_code", ""},
 		{"another host", "https://example.com/" + other + page, "x1", "invalid_code", ""},
 		{"another host that begins so", "https://servicewechat.com.example/" + other + page, "x1", "invalid_code", ""},
+		{"another host that ends so", "https://example.com/?https://servicewechat.com/" + other + page, "x1", "invalid_code", ""},
 		{"another scheme", "http://servicewechat.com/" + other + page, "x1", "invalid_code", ""},
 		{"another page", "https://servicewechat.com/" + other + "/27/", "x1", "invalid_code", ""},
 		{"no AppID", "https://servicewechat.com/" + page, "x1", "invalid_code", ""},

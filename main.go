@@ -64,7 +64,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprintln(stdout, versionLine())
 		return 0
 	}
-	c, err := loadConfig(getenv, mode.sandbox)
+	c, err := loadConfig(getenv, mode.sandbox || mode.healthy) // which need no credentials
 	if err != nil {
 		fmt.Fprintf(stderr, "wxopenid needs other settings:\n%v\n", err)
 		return 2
@@ -255,7 +255,7 @@ func (s *server) stop(limit time.Duration) error {
 		conn.(net.Conn).Close() // Shutdown would wait 5 s for its first request
 		return true
 	})
-	if s.Shutdown(ctx) != nil {
+	if errors.Is(s.Shutdown(ctx), context.DeadlineExceeded) {
 		s.Close()
 		return errors.New("requests that were still under way have been cut off")
 	}

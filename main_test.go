@@ -400,42 +400,57 @@ func TestStopFinishesRequests(t *testing.T) {
 	}
 }
 
-func TestStopEndsKeptConnections(t *testing.T) {
+func TestStopWithConnection(t *testing.T) {
 	t.Parallel()
-	p := startService(t, echo)
-	const request = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-	conn := sendRaw(t, p, request)
-	reader := bufio.NewReader(conn)
-	for _, last := range []bool{false, true} {
-		resp, err := http.ReadResponse(reader, &http.Request{Method: "GET"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := read(t, resp); got.status != 200 || resp.Close != last {
-			t.Errorf("got %d, the last on its connection: %t, want 200 and %t", got.status, resp.Close, last)
-		}
-		if !last {
-			go p.stop()
-			untilRefused(p)
-			io.WriteString(conn, request)
-		}
+	const underWay = "POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n" // for 15 s
+	tests := []struct {
+		name, sent  string
+		limit, took time.Duration // took at most
+		cut         bool
+	}{
+		{"unused", "", time.Minute, 2 * time.Second, false},
+		{"kept", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", time.Minute, 2 * time.Second, false},
+		{"request under way", underWay, time.Minute, 16 * time.Second, false},
+		{"request under way beyond the limit", underWay, 10 * time.Second, 10 * time.Second, true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, conn := startInBubble(t, t.Context())
+				go io.Copy(io.Discard, conn)
+				io.WriteString(conn, test.sent)
+				synctest.Wait()
+				start := time.Now()
+				if err := s.stop(test.limit); (err != nil) != test.cut {
+					t.Errorf("got error %v, want one: %t", err, test.cut)
+				}
+				if took := time.Since(start); took > test.took {
+					t.Errorf("took %v, want %v at most", took, test.took)
+				}
+			})
+		})
 	}
 }
 
-func TestStopWithUnusedConnection(t *testing.T) {
+func TestStopEndsKeptConnections(t *testing.T) {
 	t.Parallel()
-	p := startProgram(t, map[string]string{"WX_TIMEOUT": "20ms"}, "-sandbox")
-	sendRaw(t, p, "")
-	stopped := make(chan int, 1)
-	go func() { stopped <- p.stop() }()
-	select {
-	case code := <-stopped:
-		if code != 0 {
-			t.Errorf("got exit code %d, want 0; the log is:\n%s", code, p.log)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		_, conn := startInBubble(t, ctx)
+		reader := bufio.NewReader(conn)
+		for _, last := range []bool{false, true} {
+			io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+			resp, err := http.ReadResponse(reader, &http.Request{Method: "GET"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := read(t, resp); got.status != 200 || resp.Close != last {
+				t.Errorf("got %d, the last on its connection: %t, want 200 and %t", got.status, resp.Close, last)
+			}
+			cancel()
 		}
-	case <-time.After(4 * time.Second):
-		t.Error("still running, with no request under way")
-	}
+	})
 }
 
 // untilRefused waits for p to take no connections any more.

@@ -153,13 +153,14 @@ func (wx *client) inOrder() []*base {
 // get asks b and returns the body of a reply with status 200. It goes past
 // http.Client, which follows redirects and puts the URL into its errors.
 func (wx *client) get(caller context.Context, deadline time.Time, b *base, query string) ([]byte, *exchangeError) {
-	ctx, cancel := context.WithDeadline(caller, deadline)
+	ctx, cancel := context.WithCancel(caller)
 	defer cancel()
-	a := &attempt{base: b, log: wx.log, cancel: cancel, connecting: time.AfterFunc(connectTimeout, cancel)}
-	defer a.connecting.Stop()
+	a := &attempt{base: b, log: wx.log, cancel: cancel, deadline: deadline}
+	a.timer = time.AfterFunc(min(connectTimeout, time.Until(deadline)), cancel)
+	defer a.timer.Stop()
 	resp, err := wx.transport.RoundTrip(a.request(ctx, query))
 	if err != nil {
-		return nil, a.explain(err, caller, ctx)
+		return nil, a.explain(err, caller)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
@@ -167,7 +168,7 @@ func (wx *client) get(caller context.Context, deadline time.Time, b *base, query
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
 	if err != nil {
-		return nil, a.explain(err, caller, ctx)
+		return nil, a.explain(err, caller)
 	}
 	return body, nil
 }
@@ -175,11 +176,12 @@ func (wx *client) get(caller context.Context, deadline time.Time, b *base, query
 // An attempt is one request to one base, watched through httptrace.
 type attempt struct {
 	*base
-	log        *slog.Logger
-	cancel     context.CancelFunc
-	connecting *time.Timer
-	connected  atomic.Bool // there was a connection for it
-	sent       atomic.Bool // some of it may be on the wire
+	log       *slog.Logger
+	cancel    context.CancelFunc
+	deadline  time.Time
+	timer     *time.Timer // cancels it: for want of a connection first, at the deadline then
+	connected atomic.Bool // there was a connection for it
+	sent      atomic.Bool // some of it may be on the wire
 }
 
 func (a *attempt) request(ctx context.Context, query string) *http.Request {
@@ -195,7 +197,7 @@ func (a *attempt) request(ctx context.Context, query string) *http.Request {
 
 // gotConn is called with a connection to which nothing was written yet.
 func (a *attempt) gotConn(got httptrace.GotConnInfo) {
-	a.connecting.Stop()
+	a.timer.Reset(time.Until(a.deadline))
 	a.connected.Store(true)
 	a.conns.Add(1)
 	if a.down.Load() != 0 && a.down.Swap(0) != 0 {
@@ -211,12 +213,12 @@ func (a *attempt) gotConn(got httptrace.GotConnInfo) {
 }
 
 // explain says what went wrong, of which err is what net/http knows.
-func (a *attempt) explain(err error, caller, ctx context.Context) *exchangeError {
+func (a *attempt) explain(err error, caller context.Context) *exchangeError {
 	e := &exchangeError{fault: broken, cause: a.host + ": " + describe(err, a.connected.Load())}
 	switch {
 	case caller.Err() != nil:
 		return &exchangeError{fault: hungUp, cause: "the caller hung up"}
-	case ctx.Err() == context.DeadlineExceeded:
+	case !time.Now().Before(a.deadline):
 		e.fault, e.cause = timedOut, a.host+": no whole reply within WX_TIMEOUT"
 	case !a.connected.Load():
 		e.fault = noConnection

@@ -296,7 +296,7 @@ func failings(t *testing.T, ca *authority) []failing {
 	asksBack := good.Clone()
 	asksBack.ClientAuth = tls.RequireAnyClientCert
 	padded := func(size int) func(net.Conn) {
-		return replies(fmt.Sprintf(`{"openid":%q%*s}`, leakOpenID, size-len(`{"openid":""}`)-len(leakOpenID), ""))
+		return replies(fmt.Sprintf("%-*s", size, `{"openid":"`+leakOpenID+`"}`))
 	}
 	var zipped bytes.Buffer
 	zip := gzip.NewWriter(&zipped)
@@ -322,7 +322,8 @@ func failings(t *testing.T, ca *authority) []failing {
 		{name: "handshake that is broken off", https: true, greet: func(net.Conn) {}, next: true, want: broken},
 		{name: "handshake that is reset", https: true, greet: reset, next: true, want: broken},
 		{name: "expired certificate", tls: ca.server(t, -time.Second, "127.0.0.1"), greet: untilClosed, next: true, want: broken},
-		{name: "certificate for another name", tls: ca.server(t, time.Hour, "127.0.0.2"), greet: untilClosed, next: true, want: broken},
+		{name: "certificate for another address", tls: ca.server(t, time.Hour, "127.0.0.2"), greet: untilClosed, next: true, want: broken},
+		{name: "certificate for another host", tls: good, setup: otherHost, greet: untilClosed, next: true, want: broken},
 		{name: "certificate of another authority", tls: newAuthority(t).server(t, time.Hour, "127.0.0.1"), greet: untilClosed, next: true, want: broken},
 		{name: "client certificate wanted", tls: asksBack, answer: says(whole), want: broken},
 		{name: "HTTP in the place of TLS", https: true, greet: says("HTTP/1.1 400 " + leaks + endOfHead), next: true, want: broken},
@@ -341,6 +342,7 @@ func failings(t *testing.T, ca *authority) []failing {
 		{name: "header that trickles", answer: repeats("HTTP/1.1 200 OK\r\nX: ", "x", time.Millisecond), want: timedOut},
 		{name: "body that trickles", answer: repeats("HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n{"+leaks, " ", time.Millisecond), want: timedOut},
 		{name: "header without end", answer: repeats("HTTP/1.1 200 OK\r\n", "X: "+leaks+"\r\n", 0), want: broken},
+		{name: "header over 64 KiB", answer: says("HTTP/1.1 200 OK\r\nX: " + strings.Repeat(leaks, 64<<10/len(leaks)+1) + whole[len("HTTP/1.1 200 OK"):]), want: broken},
 		{name: "header line without end", answer: repeats("HTTP/1.1 200 OK\r\nX: ", leaks, 0), want: broken},
 		{name: "interim replies without end", answer: repeats("", "HTTP/1.1 103 "+leaks+endOfHead, 0), want: broken},
 		{name: "body without end", answer: repeats("HTTP/1.1 200 OK\r\n\r\n", leaks, 0), want: useless},
@@ -424,6 +426,8 @@ func failings(t *testing.T, ca *authority) []failing {
 		{name: "unionid in other letters", answer: replies(`{"UnionID":"u",` + openID + `}`), want: success},
 	}
 }
+
+func otherHost(c *client, _ *rawWeChat) { c.transport.TLSClientConfig.ServerName = "wechat" }
 
 func gone(_ *client, w *rawWeChat) { w.Close() }
 
@@ -535,7 +539,8 @@ func TestNothingLeaksFromTheProgram(t *testing.T) {
 	}
 	t.Parallel()
 	ca := newAuthority(t)
-	var bases []string
+	refusing := startRaw(t, nil, (&failing{answer: says("HTTP/1.1 403 " + leaks + "\r\n\r\n")}).serve)
+	bases := []string{"https://wechat.invalid"} // through the proxy, as loopback addresses are not
 	answers := make(map[string]func(net.Conn))
 	for _, f := range failings(t, ca) {
 		switch {
@@ -567,7 +572,8 @@ func TestNothingLeaksFromTheProgram(t *testing.T) {
 	stderr := newOutput()
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
 	cmd.Env = append(os.Environ(), "WXOPENID_LEAKS=1", "ADDR=127.0.0.1:0", "WX_APPID="+testAppID, "WX_APPSECRET="+leakSecret,
-		"WX_BASE_URL="+strings.Join(bases, ","), "SSL_CERT_FILE="+roots)
+		"WX_BASE_URL="+strings.Join(bases, ","), "SSL_CERT_FILE="+roots,
+		"HTTPS_PROXY=http://"+refusing.addr, "NO_PROXY=")
 	cmd.Stderr = stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -585,6 +591,9 @@ func TestNothingLeaksFromTheProgram(t *testing.T) {
 		t.Errorf("got %v at the end, want exit code 0", err)
 	}
 	checkNoLeak(t, "standard error", stderr.String())
+	if refusing.asked.Load() == 0 {
+		t.Error("got no request to HTTPS_PROXY, want one")
+	}
 	if got := strings.Count(stderr.String(), `"msg":"request"`); got != len(answers) {
 		t.Errorf("got %d requests in the log, want %d", got, len(answers))
 	}
@@ -595,19 +604,19 @@ func TestNothingLeaksFromTheProgram(t *testing.T) {
 
 func TestRid(t *testing.T) {
 	t.Parallel()
-	const rid = "65f1a2b3-0c1d2e3f-4a5b6c7d"
+	const secret, code = "05ec7e70-05ec7e70-05ec7e70", "0badc0de-0badc0de-0badc0de"
 	tests := []struct{ name, errmsg, want string }{
-		{"after a comma", "invalid code, rid: " + rid, rid},
-		{"after a space", "invalid code rid: " + rid, rid},
-		{"further on", "invalid code, rid: " + rid + " (203.0.113.7)", rid},
+		{"after a comma", "invalid code, rid: " + testRid, testRid},
+		{"after a space", "invalid code rid: " + testRid, testRid},
+		{"further on", "invalid code, rid: " + testRid + " (203.0.113.7)", testRid},
 		{"none", "invalid code", ""},
-		{"older hints", "invalid code, hints: [ req_id: " + rid + " ]", ""},
-		{"too long", "rid: " + rid + "0", ""},
-		{"too short", "rid: " + rid[1:], ""},
-		{"other letters", "rid: " + strings.ToUpper(rid), ""},
+		{"older hints", "invalid code, hints: [ req_id: " + testRid + " ]", ""},
+		{"too long", "rid: " + testRid + "0", ""},
+		{"too short", "rid: " + testRid[1:], ""},
+		{"other letters", "rid: " + strings.ToUpper(testRid), ""},
 		{"something else", "rid: " + leakKey, ""},
-		{"the code", "rid: 0badc0de-0badc0de-0badc0de", ""},
-		{"the AppSecret", "rid: 05ec7e70-05ec7e70-05ec7e70", ""},
+		{"the code", "rid: " + code, ""},
+		{"the AppSecret", "rid: " + secret, ""},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -618,8 +627,8 @@ func TestRid(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := serviceOf(t, config{appSecret: "05ec7e70-05ec7e70-05ec7e70", timeout: 10 * time.Second, maxInflight: 1, baseURLs: []*url.URL{base}})
-			_, failed := s.openID(t.Context(), "0badc0de-0badc0de-0badc0de")
+			s := serviceOf(t, config{appSecret: secret, timeout: 10 * time.Second, maxInflight: 1, baseURLs: []*url.URL{base}})
+			_, failed := s.openID(t.Context(), code)
 			if failed == nil || failed.rid != test.want {
 				t.Errorf("got %+v, want rid %q", failed, test.want)
 			}
@@ -663,15 +672,17 @@ type mortal struct {
 	*rawWeChat
 	dying    atomic.Bool
 	together *meeting
+	ended    chan bool // connections
 }
 
 const keptConns = 4
 
 func newMortal(t *testing.T, config *tls.Config, die func(*bufio.Reader, net.Conn)) *mortal {
 	t.Helper()
-	m := &mortal{together: newMeeting(keptConns)}
+	m := &mortal{together: newMeeting(keptConns), ended: make(chan bool, 1000)}
 	ctx := t.Context()
 	m.rawWeChat = startRaw(t, config, func(w *rawWeChat, conn net.Conn) {
+		defer func() { m.ended <- true }()
 		in := bufio.NewReader(conn)
 		for {
 			if _, err := in.Peek(1); err != nil {
@@ -692,10 +703,16 @@ func newMortal(t *testing.T, config *tls.Config, die func(*bufio.Reader, net.Con
 	return m
 }
 
-// requests returns how many requests arrived when ask, called once after as many
-// kept connections as may be, met the death of each that was used.
-func (m *mortal) requests(t *testing.T, ask func() error) int64 {
+// kill has ask meet the death of each connection that it uses, of those that are kept
+// and perhaps of others. It returns how many requests arrived, and over how many others.
+func (m *mortal) kill(t *testing.T, transport *http.Transport, ask func() error) (requests, others int64) {
 	t.Helper()
+	var dials atomic.Int64
+	transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		dials.Add(1)
+		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+		return slowlyClosed{conn}, err
+	}
 	m.dying.Store(false)
 	var warm sync.WaitGroup
 	for range keptConns {
@@ -711,7 +728,19 @@ func (m *mortal) requests(t *testing.T, ask func() error) int64 {
 	if ask() == nil {
 		t.Error("got an openid from a connection that died, want an error")
 	}
-	return m.asked.Load()
+	transport.CloseIdleConnections()
+	for range dials.Load() {
+		receive(t, m.ended)
+	}
+	return m.asked.Load(), dials.Load() - keptConns
+}
+
+// A slowlyClosed connection leaves time to use it while it is being closed.
+type slowlyClosed struct{ net.Conn }
+
+func (s slowlyClosed) Close() error {
+	time.Sleep(time.Millisecond)
+	return s.Conn.Close()
 }
 
 func TestCodeIsNeverSentTwice(t *testing.T) {
@@ -742,9 +771,9 @@ func TestCodeIsNeverSentTwice(t *testing.T) {
 			m := newMortal(t, test.tls, test.die)
 			s := newService(t, 10*time.Second, scheme+m.addr)
 			s.transport.TLSClientConfig = trust
-			for range 20 {
+			for range 10 {
 				var last atomic.Value
-				got := m.requests(t, func() error {
+				requests, others := m.kill(t, s.transport, func() error {
 					answer := brief(s.post(leakCode))
 					last.Store(answer)
 					if answer != success {
@@ -752,26 +781,25 @@ func TestCodeIsNeverSentTwice(t *testing.T) {
 					}
 					return nil
 				})
-				if got != 1 || last.Load() != "502 wechat_unreachable" {
-					t.Fatalf("got %v and %d requests, want 502 wechat_unreachable and 1", last.Load(), got)
+				if requests != 1 || others != 0 || last.Load() != "502 wechat_unreachable" {
+					t.Fatalf("got %v, %d requests and %d new connections, want 502 wechat_unreachable, 1 and none", last.Load(), requests, others)
 				}
 			}
 		})
 		t.Run(test.name+", net/http alone", func(t *testing.T) {
 			t.Parallel()
 			m := newMortal(t, test.tls, test.die)
-			c := http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: keptConns, TLSClientConfig: trust}}
-			defer c.CloseIdleConnections()
-			got := m.requests(t, func() error {
-				resp, err := c.Get(scheme + m.addr)
+			transport := &http.Transport{MaxIdleConnsPerHost: keptConns, TLSClientConfig: trust}
+			requests, _ := m.kill(t, transport, func() error {
+				resp, err := (&http.Client{Transport: transport}).Get(scheme + m.addr)
 				if err == nil {
 					defer resp.Body.Close()
 					io.Copy(io.Discard, resp.Body)
 				}
 				return err
 			})
-			if got < 2 {
-				t.Errorf("got %d requests, want some repeated: else this test shows nothing", got)
+			if requests < 2 {
+				t.Errorf("got %d requests, want some repeated: else this test shows nothing", requests)
 			}
 		})
 	}
@@ -824,7 +852,6 @@ type bubble struct {
 type bubbleWeChat struct {
 	connect atomic.Value // func() error: how a connection comes about
 	dials   atomic.Int64
-	asked   atomic.Int64
 	left    chan bool // callers that hung up
 }
 
@@ -846,7 +873,6 @@ func inBubble(t *testing.T, timeout time.Duration, one, two func() error, test f
 			w.is(connect)
 			listeners[name+":80"] = make(pipes)
 			server := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-				w.asked.Add(1)
 				switch r.FormValue("js_code") {
 				case "wait":
 					<-r.Context().Done()
@@ -871,9 +897,9 @@ func inBubble(t *testing.T, timeout time.Duration, one, two func() error, test f
 			listeners[addr] <- theirs
 			return ours, nil
 		}
+		defer b.transport.CloseIdleConnections()
+		defer time.Sleep(2 * time.Minute) // for dials to end
 		test(t, b)
-		time.Sleep(2 * time.Minute) // for dials to end
-		b.transport.CloseIdleConnections()
 	})
 }
 
@@ -904,14 +930,16 @@ func (b *bubble) checkLog(t *testing.T, out, back int) {
 
 func TestBaseURLPassedOver(t *testing.T) {
 	t.Parallel()
-	for name, test := range map[string]struct {
+	tests := []struct {
+		name    string
 		connect func() error
 		cost    time.Duration
 	}{
-		"silent":  {silent, 2 * time.Second},
-		"refuses": {refuses, 0},
-	} {
-		t.Run(name, func(t *testing.T) {
+		{"silent", silent, 2 * time.Second},
+		{"refuses", refuses, 0},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			inBubble(t, 5*time.Second, test.connect, up, func(t *testing.T, b *bubble) {
 				b.check(t, "x", "two", test.cost)
@@ -1173,7 +1201,7 @@ func TestCallerHangsUp(t *testing.T) {
 		}
 		io.WriteString(w, `{"openid":"x"}`)
 	})
-	p := startProgram(t, credentials("WX_BASE_URL", wechat, "MAX_INFLIGHT", "1"))
+	p := startProgram(t, credentials("WX_BASE_URL", wechat, "MAX_INFLIGHT", "1", "WX_TIMEOUT", "1h"))
 	for range 3 {
 		caller := sendRaw(t, p, "POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n"+`{"code":"wait"}`)
 		receive(t, arrived)
