@@ -90,6 +90,7 @@ func newClient(c config, log *slog.Logger) *client {
 			MaxIdleConnsPerHost:    c.maxInflight,
 			IdleConnTimeout:        idleTimeout,
 			MaxResponseHeaderBytes: maxReply,
+			ReadBufferSize:         1 << 10, // a reply fits, and a connection takes less
 		},
 		query:   values.Encode() + "&js_code=",
 		slots:   make(chan struct{}, c.maxInflight),
