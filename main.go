@@ -4,16 +4,9 @@
 //	POST /openid   {"code":"…"} → 200 {"openid":"…"}, or a status and {"error":"…","message":"…"}
 //	GET /healthz   200 {"status":"ok"}
 //
-// Settings come from the environment:
-//
-//	WX_APPID          the mini program's AppID
-//	WX_APPSECRET      its AppSecret, or
-//	WX_APPSECRET_FILE a file that holds it
-//	ADDR              listen address (:2020; with -sandbox 127.0.0.1:2020)
-//	WX_BASE_URL       where WeChat is, and after a comma where else
-//	WX_TIMEOUT        for the whole exchange with WeChat (5s)
-//	MAX_INFLIGHT      exchanges with WeChat at one time (1024)
-//	TLS_CERT, TLS_KEY PEM files, to serve HTTPS
+// The environment has the settings: WX_APPID, and WX_APPSECRET or WX_APPSECRET_FILE;
+// and, if the defaults will not do, ADDR, WX_BASE_URL, WX_TIMEOUT, MAX_INFLIGHT, and
+// TLS_CERT with TLS_KEY. The README says more of each.
 package main
 
 import (
@@ -78,6 +71,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return probe(c, stderr)
 	}
 	logger := newLogger(stderr)
+	// Never touched, it takes no memory; but the garbage collector counts it, and does
+	// not run whenever the few megabytes that this service needs have doubled.
+	ballast := make([]byte, 8<<20)
+	defer runtime.KeepAlive(ballast)
 	if err := serve(ctx, c, logger, stderr); err != nil {
 		logger.Error("stopped", "cause", err.Error())
 		return 1
@@ -173,10 +170,6 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer)
 		return err
 	}
 	defer listener.Close()
-	// Never touched, it takes no memory; but the garbage collector counts it, and does
-	// not run whenever the few megabytes that this service needs have doubled.
-	ballast := make([]byte, 8<<20)
-	defer runtime.KeepAlive(ballast)
 	logger.Info("listening", "addr", listener.Addr().String())
 	var fake http.Handler
 	if c.sandbox {

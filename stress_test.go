@@ -519,7 +519,7 @@ func failover(t *testing.T, first, failure string, fail, mend func()) {
 		return c.outcome == "200" || c.outcome == failure && c.begun.Before(failed.Add(500*time.Millisecond))
 	})
 	if waited > 1 {
-		t.Errorf("got %d requests that waited for the first base URL later on, want 1 at most", waited)
+		t.Errorf("got %d requests that waited for the first base URL later on, want 1 at most; the log is:\n%s", waited, c.log)
 	}
 	for _, msg := range []string{"out of reach", "within reach again"} {
 		if n := strings.Count(c.log.String(), msg); n != 1 {
