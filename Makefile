@@ -40,8 +40,9 @@ soak: ## run against the sandbox for SOAK and look for leaks
 	SOAK=$(SOAK) go test -run TestSoak -v -timeout 0 .
 
 fuzz: ## fuzz requests and WeChat's replies, FUZZTIME each
-	go test -run '^$$' -fuzz FuzzRequest -fuzztime $(FUZZTIME) .
-	go test -run '^$$' -fuzz FuzzReply -fuzztime $(FUZZTIME) .
+	go test -run '^$$' -fuzz FuzzRequest -fuzztime $(FUZZTIME) -fuzzminimizetime 10x .
+	go test -run '^$$' -fuzz FuzzReply -fuzztime $(FUZZTIME) -fuzzminimizetime 10x .
+	go test -run '^$$' -fuzz FuzzRawReply -fuzztime $(FUZZTIME) -fuzzminimizetime 10x .
 
 FUZZTIME = 2m
 SOAK = 10m

@@ -64,7 +64,7 @@ func (s *sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	select {
 	case <-time.After(wanted.delay):
 	case <-r.Context().Done():
-		return
+		panic(http.ErrAbortHandler) // else net/http answers 200 to a half-closed caller
 	}
 	if wanted.status != 0 {
 		w.Header().Set("Content-Type", "text/html")

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -279,6 +280,7 @@ func TestStress(t *testing.T) {
 	t.Run("load", testLoad)
 	t.Run("no descriptors", testNoDescriptors)
 	t.Run("slow attackers", testSlowAttackers)
+	t.Run("no readers", testNoReaders)
 	t.Run("rolling restart", testRollingRestart)
 	t.Run("failover", testFailover)
 }
@@ -358,36 +360,24 @@ func testNoDescriptors(t *testing.T) {
 	c.backTo(t, start)
 }
 
-// testSlowAttackers has slowhttptest hold connections, each in its way, and at last callers
-// who ask without end and never read. The service has to be rid of them, while they try.
+// testSlowAttackers has slowhttptest hold connections, each in its way, as long as it can:
+// the service has to be rid of them first.
 func testSlowAttackers(t *testing.T) {
-	slowhttptest := func(mode ...string) func(t *testing.T, c *child) {
-		return func(t *testing.T, c *child) {
-			arg := append(mode, "-c", "2000", "-r", "1000", "-i", "3", "-l", "240", "-u", c.url+"/openid")
-			execute(t, "slowhttptest", arg...)
-		}
-	}
 	tests := []struct {
-		name   string
-		attack func(t *testing.T, c *child)
-		limit  time.Duration
+		name  string
+		mode  []string
+		limit time.Duration
 	}{
-		{"slow header", slowhttptest("-H"), headerTimeout},
-		{"slow body", slowhttptest("-B"), bodyTimeout},
-		{"slow read", slowhttptest("-X", "-w", "1", "-y", "64", "-z", "5", "-k", "10"), keepAlive},
-		{"no read", func(t *testing.T, c *child) {
-			conns, _ := occupy(t, c, 1000, "")
-			for _, conn := range conns {
-				go io.WriteString(conn, strings.Repeat(postOf(mockCode), 20_000)) // until that blocks
-			}
-		}, bodyTimeout + 5*time.Second + answerTimeout},
+		{"slow header", []string{"-H"}, headerTimeout},
+		{"slow body", []string{"-B"}, bodyTimeout},
+		{"slow read", []string{"-X", "-w", "1", "-y", "64", "-z", "5", "-k", "10"}, keepAlive},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			c := startChild(t, "watched service", nil, "-sandbox")
 			start, client := c.usage(t), newCaller(t)
 			stop := flow(t, 50, func(int) string { return exchange(client, c.url, mockCode) })
-			test.attack(t, c)
+			execute(t, "slowhttptest", append(test.mode, "-c", "2000", "-r", "1000", "-i", "3", "-l", "240", "-u", c.url+"/openid")...)
 			await(t, 10*time.Second, "1000 connections of attackers", func() bool { return c.fds(t) >= 1000 })
 			await(t, test.limit+30*time.Second, "attackers' connections closed", func() bool { return c.fds(t) < 100 })
 			stop().check(t, "200 within 1s", func(c call) bool { return c.outcome == "200" && c.took < time.Second })
@@ -395,6 +385,25 @@ func testSlowAttackers(t *testing.T) {
 			c.backTo(t, start)
 		})
 	}
+}
+
+// testNoReaders has callers ask without end and read nothing: the service has to end that.
+func testNoReaders(t *testing.T) {
+	c, client := startChild(t, "watched service", nil, "-sandbox"), newCaller(t)
+	stop := flow(t, 50, func(int) string { return exchange(client, c.url, mockCode) })
+	conns, _ := occupy(t, c, 10, "")
+	var ended sync.WaitGroup
+	for _, conn := range conns {
+		ended.Go(func() {
+			conn.SetDeadline(time.Now().Add(2 * time.Minute))
+			_, err := io.WriteString(conn, strings.Repeat("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 1_000_000))
+			if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("got %v from a caller that does not read, want its connection closed by the service", err)
+			}
+		})
+	}
+	ended.Wait()
+	stop().check(t, "200 within 1s", func(c call) bool { return c.outcome == "200" && c.took < time.Second })
 }
 
 // execute runs a command until the test ends, or skips the test where it is not installed.
