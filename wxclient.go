@@ -255,10 +255,10 @@ func describe(err error, connected bool) string {
 type reply struct {
 	OPENID, UNIONID, ERRCODE, ERRMSG json.RawMessage
 
-	OpenID  string      `json:"openid"`
-	UnionID any         `json:"unionid"`
-	ErrCode json.Number `json:"errcode"` // a number, a number in a string, or null
-	ErrMsg  any         `json:"errmsg"`
+	OpenID  string          `json:"openid"`
+	UnionID json.RawMessage `json:"unionid"`
+	ErrCode json.Number     `json:"errcode"` // a number, a number in a string, or null
+	ErrMsg  json.RawMessage `json:"errmsg"`
 }
 
 var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8})\b`)
@@ -268,8 +268,9 @@ var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8}
 func parseReply(body []byte, query string) (user, *exchangeError) {
 	var r reply
 	err := json.Unmarshal(body, &r)
-	unionID, _ := r.UnionID.(string)
-	errmsg, _ := r.ErrMsg.(string)
+	var unionID, errmsg string // stay empty where there is none, or no string
+	json.Unmarshal(r.UnionID, &unionID)
+	json.Unmarshal(r.ErrMsg, &errmsg)
 	number, _ := r.ErrCode.Float64()
 	errcode := int64(number)
 	switch {

@@ -1201,7 +1201,7 @@ func TestCallerHangsUp(t *testing.T) {
 		}
 		io.WriteString(w, `{"openid":"x"}`)
 	})
-	p := startProgram(t, credentials("WX_BASE_URL", wechat, "MAX_INFLIGHT", "1", "WX_TIMEOUT", "1h"))
+	p := startProgram(t, credentials("WX_BASE_URL", wechat, "MAX_INFLIGHT", "1", "WX_TIMEOUT", "20s"))
 	for range 3 {
 		caller := sendRaw(t, p, "POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n"+`{"code":"wait"}`)
 		receive(t, arrived)
