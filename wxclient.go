@@ -268,9 +268,6 @@ var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8}
 func parseReply(body []byte, query string) (user, *exchangeError) {
 	var r reply
 	err := json.Unmarshal(body, &r)
-	var unionID, errmsg string // stay empty where there is none, or no string
-	json.Unmarshal(r.UnionID, &unionID)
-	json.Unmarshal(r.ErrMsg, &errmsg)
 	number, _ := r.ErrCode.Float64()
 	errcode := int64(number)
 	switch {
@@ -278,8 +275,8 @@ func parseReply(body []byte, query string) (user, *exchangeError) {
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply is over 64 KiB"}
 	case errcode != 0 && float64(errcode) == number:
 		e := &exchangeError{fault: refused, errcode: errcode, cause: fmt.Sprintf("WeChat refused with errcode %d", errcode)}
-		if m := ridPattern.FindStringSubmatch(errmsg); m != nil && !strings.Contains(query, m[1]) {
-			e.rid = m[1] // and no echo of what was sent
+		if m := ridPattern.FindSubmatch(r.ErrMsg); m != nil && !strings.Contains(query, string(m[1])) {
+			e.rid = string(m[1]) // and no echo of what was sent
 		}
 		return user{}, e
 	case err != nil, number != 0:
@@ -287,5 +284,7 @@ func parseReply(body []byte, query string) (user, *exchangeError) {
 	case r.OpenID == "":
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply has no openid"}
 	}
-	return user{r.OpenID, unionID}, nil
+	u := user{OpenID: r.OpenID}
+	json.Unmarshal(r.UnionID, &u.UnionID) // stays empty if there is none, or no string
+	return u, nil
 }
