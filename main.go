@@ -37,6 +37,7 @@ const (
 	answerTimeout = 5 * time.Second  // for an answer to leave, after body and exchange
 	keepAlive     = 2 * time.Minute  // for the next request on a connection
 	maxHeader     = 16 << 10         // bytes
+	queueTime     = time.Second / 10 // for Accept to get what the kernel has accepted, and would reset
 	stopGrace     = 5 * time.Second  // beyond WX_TIMEOUT, for requests under way to end
 )
 
@@ -195,6 +196,7 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer)
 		return err
 	case <-ctx.Done():
 	}
+	time.Sleep(queueTime)
 	listener.Close()
 	return s.stop(c.timeout + stopGrace)
 }

@@ -136,13 +136,13 @@ func (wx *client) openID(caller context.Context, code string) (user, *exchangeEr
 }
 
 // inOrder returns the bases to try, with those to pass over at the end. When the
-// time of one is up, a single caller tries it, and for connectTimeout no other.
+// time of one is up, a single caller tries it, and no other until it has given up.
 func (wx *client) inOrder() []*base {
 	var first, last []*base
 	now := time.Now()
 	for _, b := range wx.bases {
 		down := b.down.Load()
-		if down == 0 || down < now.UnixNano() && b.down.CompareAndSwap(down, now.Add(connectTimeout).UnixNano()) {
+		if down == 0 || down < now.UnixNano() && b.down.CompareAndSwap(down, now.Add(connectTimeout+time.Second/2).UnixNano()) {
 			first = append(first, b)
 		} else {
 			last = append(last, b)

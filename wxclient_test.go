@@ -1034,7 +1034,7 @@ func TestBaseURLNotPassedOver(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
 			defer cancel()
 			b.openID(ctx, "x")
-			time.Sleep(2 * time.Second)
+			time.Sleep(3 * time.Second)
 			b.check(t, "x", "one", 0) // over the connection that came about for nobody
 			b.checkLog(t, 1, 1)
 		})
