@@ -49,7 +49,7 @@ func (s *sandbox) listen() (base *url.URL, close func() error, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	server := &http.Server{Handler: s, ReadHeaderTimeout: headerTimeout}
+	server := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
 	go server.Serve(listener)
 	return &url.URL{Scheme: "http", Host: listener.Addr().String()}, server.Close, nil
 }
