@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -100,15 +101,17 @@ type answer struct {
 func ok(body any) answer { return answer{failure: failure{status: http.StatusOK}, body: body} }
 
 type handler struct {
+	ctx    context.Context // of the program, not of a request
 	wechat *client
 	appID  string
 	log    *slog.Logger
 }
 
-// newHandler returns the service. A sandbox that is not nil is mounted where
+// newHandler returns the service, whose answers end their connections once ctx is
+// done. A sandbox that is not nil is mounted where
 // WeChat has jscode2session, without a log line of its own.
-func newHandler(wechat *client, appID string, log *slog.Logger, sandbox http.Handler) http.Handler {
-	h := &handler{wechat, appID, log}
+func newHandler(ctx context.Context, wechat *client, appID string, log *slog.Logger, sandbox http.Handler) http.Handler {
+	h := &handler{ctx, wechat, appID, log}
 	nothing := h.endpoint(func(http.ResponseWriter, *http.Request) answer { return answer{failure: notFound} })
 	mux := http.NewServeMux()
 	mux.Handle("POST /openid", h.endpoint(h.openID))
@@ -218,6 +221,9 @@ func (h *handler) endpoint(f func(http.ResponseWriter, *http.Request) answer) ht
 		if a.status == faults[hungUp].status {
 			h.logRequest(r, a, id, start)
 			panic(http.ErrAbortHandler) // else net/http answers 200, which a half-closed caller would read
+		}
+		if h.ctx.Err() != nil {
+			w.Header().Set("Connection", "close")
 		}
 		a.write(w, id)
 		h.logRequest(r, a, id, start)

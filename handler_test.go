@@ -63,6 +63,7 @@ type result struct {
 	status int
 	header http.Header
 	body   string
+	last   bool // on its connection
 
 	OpenID, Error, Message string
 	ErrCode                int
@@ -119,7 +120,7 @@ func read(t testing.TB, resp *http.Response) result {
 	t.Helper()
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	got := result{status: resp.StatusCode, header: resp.Header, body: string(body)}
+	got := result{status: resp.StatusCode, header: resp.Header, body: string(body), last: resp.Close}
 	if head := resp.Request.Method == "HEAD"; err != nil || (json.Unmarshal(body, &got) != nil) != head {
 		t.Errorf("got body %q, error %v, want JSON", body, err)
 	}
@@ -444,7 +445,7 @@ func (p pipes) Accept() (net.Conn, error) {
 func startInBubble(t *testing.T, ctx context.Context) (*server, net.Conn) {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	s := newServer(ctx, config{}, newHandler(newClient(config{}, log), "", log, nil), log)
+	s := newServer(config{}, newHandler(ctx, newClient(config{}, log), "", log, nil), log)
 	listener := make(pipes)
 	go s.Serve(listener)
 	conn, theirs := net.Pipe()
@@ -742,7 +743,7 @@ func FuzzRequest(f *testing.F) {
 		f.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	handler := newHandler(newClient(c, log), testAppID, log, nil)
+	handler := newHandler(f.Context(), newClient(c, log), testAppID, log, nil)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		asked = nil
 		recorder := httptest.NewRecorder()

@@ -59,8 +59,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprintln(stdout, versionLine())
 		return 0
 	}
-	c, err := loadConfig(getenv, mode.sandbox || mode.healthy) // which need no credentials
-	if err != nil {
+	c, err := loadConfig(getenv, mode.sandbox)
+	if err != nil && !mode.healthy { // which needs no credentials
 		fmt.Fprintf(stderr, "wxopenid needs other settings:\n%v\n", err)
 		return 2
 	}
@@ -188,7 +188,7 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer)
 			logger.Warn("the AppSecret travels unencrypted: WX_BASE_URL should begin with https", "host", u.Host)
 		}
 	}
-	s := newServer(ctx, c, newHandler(newClient(c, logger), c.appID, logger, fake), logger)
+	s := newServer(c, newHandler(ctx, newClient(c, logger), c.appID, logger, fake), logger)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(listener) }()
 	select {
@@ -208,15 +208,9 @@ type server struct {
 	fresh sync.Map // net.Conn: those that have sent no request so far
 }
 
-// newServer returns a server whose answers end their connections once ctx is done.
-func newServer(ctx context.Context, c config, handler http.Handler, logger *slog.Logger) *server {
+func newServer(c config, handler http.Handler, logger *slog.Logger) *server {
 	s := &server{Server: http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if ctx.Err() != nil {
-				w.Header().Set("Connection", "close")
-			}
-			handler.ServeHTTP(w, r)
-		}),
+		Handler:                      handler,
 		ReadHeaderTimeout:            headerTimeout,
 		ReadTimeout:                  headerTimeout + bodyTimeout,
 		WriteTimeout:                 bodyTimeout + c.timeout + answerTimeout,

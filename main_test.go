@@ -386,14 +386,16 @@ func TestStopFinishesRequests(t *testing.T) {
 		echo(w, r)
 	})
 	answered := make(chan result)
-	go func() { answered <- post(t, p.url+"/openid", `{"code":"late"}`) }()
+	go func() {
+		answered <- raw(t, p, "POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n{\"code\":\"late\"}")
+	}()
 	<-asked
 	stopped := make(chan int)
 	go func() { stopped <- p.stop() }()
 	untilRefused(p)
 	close(release)
-	if got := <-answered; got.OpenID != "late" {
-		t.Errorf("got %d %s, want the openid", got.status, got.body)
+	if got := <-answered; got.OpenID != "late" || !got.last {
+		t.Errorf("got %d %s, the last on its connection: %t, want the openid and true", got.status, got.body, got.last)
 	}
 	if code := <-stopped; code != 0 {
 		t.Errorf("got exit code %d, want 0; the log is:\n%s", code, p.log)

@@ -86,7 +86,7 @@ func serviceOf(t testing.TB, c config) *service {
 	s := &service{log: &output{lines: make(chan string, 1000)}}
 	logger := slog.New(slog.NewJSONHandler(s.log, nil))
 	s.client = newClient(c, logger)
-	s.handler = newHandler(s.client, c.appID, logger, nil)
+	s.handler = newHandler(context.Background(), s.client, c.appID, logger, nil)
 	t.Cleanup(s.transport.CloseIdleConnections)
 	return s
 }
