@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"path"
 	"regexp"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -267,7 +266,6 @@ func (a answer) write(w http.ResponseWriter, id string) {
 	}
 	header := w.Header()
 	maps.Copy(header, everyAnswer)
-	header.Set("Content-Length", strconv.Itoa(len(body)+1))
 	header.Set("X-Request-Id", id)
 	if a.retryAfter != "" {
 		header.Set("Retry-After", a.retryAfter)

@@ -211,8 +211,7 @@ type server struct {
 func newServer(c config, handler http.Handler, logger *slog.Logger) *server {
 	s := &server{Server: http.Server{
 		Handler:                      handler,
-		ReadHeaderTimeout:            headerTimeout,
-		ReadTimeout:                  headerTimeout + bodyTimeout,
+		ReadTimeout:                  headerTimeout, // and the handler gives the body its own
 		WriteTimeout:                 bodyTimeout + c.timeout + answerTimeout,
 		IdleTimeout:                  keepAlive,
 		MaxHeaderBytes:               maxHeader,

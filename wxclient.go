@@ -285,6 +285,8 @@ func parseReply(body []byte, query string) (user, *exchangeError) {
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply has no openid"}
 	}
 	u := user{OpenID: r.OpenID}
-	json.Unmarshal(r.UnionID, &u.UnionID) // stays empty if there is none, or no string
+	if r.UnionID != nil {
+		json.Unmarshal(r.UnionID, &u.UnionID) // stays empty if it is no string
+	}
 	return u, nil
 }
