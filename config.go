@@ -27,7 +27,7 @@ const console = "mp.weixin.qq.com, 开发 → 开发管理 → 开发设置"
 const certLook = 5 * time.Second
 
 // maxText bounds the texts that become part of a request to WeChat, in bytes.
-const maxText = 256
+const maxText = 160
 
 // A config is the settings, checked. It holds the AppSecret: never log or print it.
 type config struct {

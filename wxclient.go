@@ -90,7 +90,8 @@ func newClient(c config, log *slog.Logger) *client {
 			MaxIdleConnsPerHost:    c.maxInflight,
 			IdleConnTimeout:        idleTimeout,
 			MaxResponseHeaderBytes: maxReply,
-			ReadBufferSize:         1 << 10, // a reply fits, and a connection takes less
+			ReadBufferSize:         1 << 10, // for less memory: a reply fits
+			WriteBufferSize:        2 << 10, // and so does a request of maxText parts
 		},
 		query:   values.Encode() + "&js_code=",
 		slots:   make(chan struct{}, c.maxInflight),
