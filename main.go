@@ -126,10 +126,10 @@ func isTerminal(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// check asks WeChat about a code that cannot be: it looks at the AppID and the
-// AppSecret first.
+// check asks WeChat about a code that nobody has, not a sandbox's user either:
+// it looks at the AppID and the AppSecret first.
 func check(ctx context.Context, c config, stdout, stderr io.Writer) int {
-	_, err := newClient(c, slog.New(slog.DiscardHandler)).openID(ctx, "0"+rand.Text())
+	_, err := newClient(c, slog.New(slog.DiscardHandler)).openID(ctx, "sandbox:"+rand.Text())
 	switch {
 	case err == nil:
 		fmt.Fprintln(stderr, "WX_BASE_URL leads to something that has an openid for a code that nobody made: it is not WeChat.")

@@ -257,6 +257,9 @@ func TestCheck(t *testing.T) {
 		{"HTTP status", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }, 1, []string{"404", "WX_BASE_URL"}},
 		{"no connection", nil, 1, []string{"refused", "WX_BASE_URL"}},
 		{"timeout", hang, 1, []string{"WX_TIMEOUT"}},
+		{"sandbox", (&sandbox{appID: testAppID, appSecret: credentials()["WX_APPSECRET"]}).ServeHTTP, 0, []string{testAppID}},
+		{"sandbox of another AppID", (&sandbox{appID: "wx0", appSecret: credentials()["WX_APPSECRET"]}).ServeHTTP, 1, []string{"WX_APPID"}},
+		{"sandbox of another AppSecret", (&sandbox{appID: testAppID, appSecret: "0"}).ServeHTTP, 1, []string{"WX_APPSECRET"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
