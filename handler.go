@@ -18,6 +18,7 @@ import (
 
 const (
 	maxBody     = 4096             // bytes
+	maxCode     = 128              // bytes
 	maxIgnored  = 16 << 20         // bytes, of a body that is too large
 	bodyTimeout = 15 * time.Second // for a body to arrive
 )
@@ -173,23 +174,19 @@ func readCode(w http.ResponseWriter, r *http.Request) (string, failure) {
 	}
 	var request struct {
 		CODE json.RawMessage // takes Code and its like, which encoding/json would take for code
-		Code *string         `json:"code"`
+		Code string          `json:"code"`
 	}
 	switch {
 	case err != nil:
 		return "", invalidRequest("The body did not arrive whole")
 	case json.Unmarshal(body, &request) != nil:
 		return "", invalidRequest("The body is not a JSON object with a string code")
-	case request.Code == nil:
+	case request.Code == "":
 		return "", invalidRequest("There is no code in the body")
-	case !isCode(*request.Code):
+	case len(request.Code) > maxCode || strings.ContainsFunc(request.Code, func(r rune) bool { return r < ' ' || r > '~' }):
 		return "", invalidRequest("The code is not 1 to 128 ASCII characters from space to ~")
 	}
-	return *request.Code, failure{}
-}
-
-func isCode(s string) bool {
-	return s != "" && len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+	return request.Code, failure{}
 }
 
 // pageReferer finds the AppID in the Referer that WeChat sets for mini programs
