@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
+	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -28,6 +30,24 @@ const certLook = 5 * time.Second
 
 // maxText bounds the texts that become part of a request to WeChat, in bytes.
 const maxText = 160
+
+// modes are what the flags ask for.
+type modes struct{ sandbox, check, healthy, version bool }
+
+func parseFlags(args []string, stderr io.Writer) (mode modes, err error) {
+	flags := flag.NewFlagSet("wxopenid", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.BoolVar(&mode.sandbox, "sandbox", false, "run against an embedded fake WeChat; no AppID or AppSecret needed")
+	flags.BoolVar(&mode.check, "check", false, "ask WeChat whether it accepts the AppID and AppSecret, print the verdict, exit")
+	flags.BoolVar(&mode.healthy, "healthy", false, "ask the service that runs here with the same settings whether it is up, exit 0 if so")
+	flags.BoolVar(&mode.version, "version", false, "print module version, VCS revision and Go version, exit")
+	err = flags.Parse(args)
+	if err == nil && (flags.NArg() > 0 || mode.check && mode.sandbox) {
+		err = errors.New("wxopenid takes flags alone, and of -check and -sandbox one: settings come from the environment")
+		fmt.Fprintln(stderr, err)
+	}
+	return mode, err
+}
 
 // A config is the settings, checked. It holds the AppSecret: never log or print it.
 type config struct {

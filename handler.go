@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
 	"path"
 	"regexp"
@@ -19,16 +18,15 @@ import (
 const (
 	maxBody     = 4096             // bytes
 	maxCode     = 128              // bytes
-	maxIgnored  = 16 << 20         // bytes, of a body that is too large
 	bodyTimeout = 15 * time.Second // for a body to arrive
 )
 
 // A failure is what an answer without an openid says, to each of its readers.
 type failure struct {
 	status     int
-	word       string // for programs: "error" in the answer, stable
+	Word       string `json:"error"` // for programs: stable
 	retryAfter string // seconds, or empty
-	message    string // for the developer who gets the answer: what to do
+	Message    string `json:"message"` // for the developer who gets the answer: what to do
 	hint       string // for the operator who reads the log: what to mend, or empty
 }
 
@@ -38,14 +36,14 @@ var refusals = map[int64]failure{
 	40163: {400, "code_used", "", "A code works once and this one has been used: call wx.login again for every request.", ""},
 	40226: {403, "user_blocked", "", "WeChat blocks this user's login because of a high risk: tell the user so, for another attempt does not help.", ""},
 	45011: {429, "rate_limited", "60", "This user logs in more often than WeChat allows: wait a minute before calling wx.login again.", ""},
-	40013: misconfigured("WX_APPID is no AppID that WeChat knows: copy it anew from " + console),
-	40125: misconfigured("WX_APPSECRET (or WX_APPSECRET_FILE) is not the AppSecret of WX_APPID: copy or reset it at " + console),
-	40164: misconfigured("this machine's IP address is not on the mini program's API allowlist: add it to IP白名单 at " + console),
-	40243: misconfigured("the AppSecret of WX_APPSECRET is frozen: lift that at " + console),
-	41002: misconfigured("WeChat got no AppID: check WX_APPID, and what WX_BASE_URL leads to"),
-	41004: misconfigured("WeChat got no AppSecret: check WX_APPSECRET, and what WX_BASE_URL leads to"),
-	48001: misconfigured("the account of WX_APPID may not use this API: look at mp.weixin.qq.com, 开发 → 开发管理 → 接口设置"),
-	50002: misconfigured("the account of WX_APPID is limited: read its notices at mp.weixin.qq.com, 通知中心"),
+	40013: {500, "misconfigured", "", badSettings, "WX_APPID is no AppID that WeChat knows: copy it anew from " + console},
+	40125: {500, "misconfigured", "", badSettings, "WX_APPSECRET (or WX_APPSECRET_FILE) is not the AppSecret of WX_APPID: copy or reset it at " + console},
+	40164: {500, "misconfigured", "", badSettings, "this machine's IP address is not on the mini program's API allowlist: add it to IP白名单 at " + console},
+	40243: {500, "misconfigured", "", badSettings, "the AppSecret of WX_APPSECRET is frozen: lift that at " + console},
+	41002: {500, "misconfigured", "", badSettings, "WeChat got no AppID: check WX_APPID, and what WX_BASE_URL leads to"},
+	41004: {500, "misconfigured", "", badSettings, "WeChat got no AppSecret: check WX_APPSECRET, and what WX_BASE_URL leads to"},
+	48001: {500, "misconfigured", "", badSettings, "the account of WX_APPID may not use this API: look at mp.weixin.qq.com, 开发 → 开发管理 → 接口设置"},
+	50002: {500, "misconfigured", "", badSettings, "the account of WX_APPID is limited: read its notices at mp.weixin.qq.com, 通知中心"},
 	-1:    {503, "wechat_busy", "1", "WeChat is busy: wait a second, then call wx.login again.", ""},
 	45009: {503, "quota_exceeded", "", "The mini program's quota of WeChat's API is used up for today: try again tomorrow, or ask the service's operator.", "the daily quota is used up: look at mp.weixin.qq.com, 开发 → 开发管理 → 接口设置"},
 }
@@ -62,19 +60,16 @@ var faults = map[fault]failure{
 }
 
 const (
-	badAnswer  = "WeChat gave an answer that this service cannot use: call wx.login again, and if that does not help, ask the service's operator."
-	outOfReach = "This service cannot reach WeChat: call wx.login again in a moment, and if that does not help, ask the service's operator."
+	badSettings = "WeChat refuses this service's settings: ask its operator, whose log says what to mend."
+	badAnswer   = "WeChat gave an answer that this service cannot use: call wx.login again, and if that does not help, ask the service's operator."
+	outOfReach  = "This service cannot reach WeChat: call wx.login again in a moment, and if that does not help, ask the service's operator."
 )
 
 var (
-	bodyTooLarge     = failure{413, "body_too_large", "", `The body is over 4096 bytes: send {"code":"…"} and no more.`, ""}
-	notFound         = failure{404, "not_found", "", "There is nothing at this path: use POST /openid, or GET /healthz.", ""}
-	methodNotAllowed = failure{405, "method_not_allowed", "", "This path takes no such method: use one that the Allow header names.", ""}
+	bodyTooLarge     = failure{413, "body_too_large", "", `The body is over 4096 bytes: send {"code":"…"} and no more.`, "the body is over 4096 bytes"}
+	notFound         = failure{404, "not_found", "", "There is nothing at this path: use POST /openid, or GET /healthz.", "there is nothing at this path"}
+	methodNotAllowed = failure{405, "method_not_allowed", "", "This path takes no such method: use one that the Allow header names.", "this path takes no such method"}
 )
-
-func misconfigured(hint string) failure {
-	return failure{500, "misconfigured", "", "WeChat refuses this service's settings: ask its operator, whose log says what to mend.", hint}
-}
 
 func invalidRequest(why string) failure {
 	return failure{400, "invalid_request", "", why + `: send {"code":"…"} with what wx.login gave.`, why}
@@ -93,9 +88,10 @@ func failureOf(e *exchangeError) failure {
 // An answer is what a request ends in: a failure, or 200 and a body.
 type answer struct {
 	failure
-	body    any
-	errcode int64  // WeChat's, if it refused with one
+	ErrCode int64  `json:"errcode,omitempty"` // WeChat's, if it refused with one
 	rid     string // WeChat's, or empty
+	allow   string // the methods that the path takes, if this is no such method
+	body    any
 }
 
 func ok(body any) answer { return answer{failure: failure{status: http.StatusOK}, body: body} }
@@ -107,17 +103,19 @@ type handler struct {
 	log    *slog.Logger
 }
 
-// newHandler returns the service, whose answers end their connections once ctx is
-// done. A sandbox that is not nil is mounted where
-// WeChat has jscode2session, without a log line of its own.
+// newHandler returns the service, whose answers end their connections once ctx is done.
+// A sandbox that is not nil is mounted where WeChat has jscode2session, without a log line.
 func newHandler(ctx context.Context, wechat *client, appID string, log *slog.Logger, sandbox http.Handler) http.Handler {
 	h := &handler{ctx, wechat, appID, log}
-	nothing := h.endpoint(func(http.ResponseWriter, *http.Request) answer { return answer{failure: notFound} })
+	always := func(a answer) http.Handler {
+		return h.endpoint(func(http.ResponseWriter, *http.Request) answer { return a })
+	}
+	nothing := always(answer{failure: notFound})
 	mux := http.NewServeMux()
 	mux.Handle("POST /openid", h.endpoint(h.openID))
-	mux.Handle("/openid", h.endpoint(only("POST")))
-	mux.Handle("GET /healthz", h.endpoint(health))
-	mux.Handle("/healthz", h.endpoint(only("GET, HEAD")))
+	mux.Handle("/openid", always(answer{failure: methodNotAllowed, allow: "POST"}))
+	mux.Handle("GET /healthz", always(ok(map[string]string{"status": "ok"})))
+	mux.Handle("/healthz", always(answer{failure: methodNotAllowed, allow: "GET, HEAD"}))
 	mux.Handle("/", nothing)
 	if sandbox != nil {
 		mux.Handle("/sns/jscode2session", sandbox)
@@ -131,17 +129,6 @@ func newHandler(ctx context.Context, wechat *client, appID string, log *slog.Log
 	})
 }
 
-func only(methods string) func(http.ResponseWriter, *http.Request) answer {
-	return func(w http.ResponseWriter, _ *http.Request) answer {
-		w.Header().Set("Allow", methods)
-		return answer{failure: methodNotAllowed}
-	}
-}
-
-func health(http.ResponseWriter, *http.Request) answer {
-	return ok(map[string]string{"status": "ok"})
-}
-
 // openID is POST /openid: a code in, its openid out.
 func (h *handler) openID(w http.ResponseWriter, r *http.Request) answer {
 	code, bad := readCode(w, r)
@@ -152,9 +139,9 @@ func (h *handler) openID(w http.ResponseWriter, r *http.Request) answer {
 	if err == nil {
 		return ok(u)
 	}
-	a := answer{failure: failureOf(err), errcode: err.errcode, rid: err.rid}
-	if message := h.mismatch(r, code); a.word == "invalid_code" && message != "" {
-		a.word, a.message = "appid_mismatch", message
+	a := answer{failure: failureOf(err), ErrCode: err.errcode, rid: err.rid}
+	if message := h.mismatch(r, code); a.Word == "invalid_code" && message != "" {
+		a.Word, a.Message = "appid_mismatch", message
 	}
 	return a
 }
@@ -165,9 +152,11 @@ func readCode(w http.ResponseWriter, r *http.Request) (string, failure) {
 		w.Header().Set("Connection", "close") // else net/http waits for the body before it answers
 		return "", bodyTooLarge
 	}
+	conn := http.NewResponseController(w)
+	conn.SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err == nil {
-		http.NewResponseController(w).SetReadDeadline(time.Time{}) // its end would look as if the caller hung up
+		conn.SetReadDeadline(time.Time{}) // its end would look as if the caller hung up
 	}
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
 		return "", bodyTooLarge
@@ -206,28 +195,25 @@ func (h *handler) mismatch(r *http.Request, code string) string {
 	return fmt.Sprintf("The mini program has the AppID %s and this service has %s: mend appid in project.config.json if the service is right, else WX_APPID and its AppSecret.", m[1], h.appID)
 }
 
-// endpoint makes f a handler: it writes f's answer and the request's log line.
+// endpoint makes f a handler: it writes the request's log line and f's answer.
 func (h *handler) endpoint(f func(http.ResponseWriter, *http.Request) answer) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		start := time.Now()
-		id := requestID(r)
-		conn := http.NewResponseController(w)
-		conn.SetReadDeadline(start.Add(bodyTimeout))
+		start, id := time.Now(), requestID(r)
 		a := f(w, r)
+		h.logRequest(r, a, id, start)
 		if a.status == faults[hungUp].status {
-			h.logRequest(r, a, id, start)
 			panic(http.ErrAbortHandler) // else net/http answers 200, which a half-closed caller would read
 		}
 		if h.ctx.Err() != nil {
 			w.Header().Set("Connection", "close")
 		}
 		a.write(w, id)
-		h.logRequest(r, a, id, start)
 		if a.status == bodyTooLarge.status {
 			// A caller may read only when it has sent all: hear it out, but not for long.
+			conn := http.NewResponseController(w)
 			conn.Flush()
 			conn.SetReadDeadline(time.Now().Add(time.Second))
-			io.CopyN(io.Discard, r.Body, maxIgnored)
+			io.Copy(io.Discard, r.Body)
 		}
 	})
 }
@@ -242,56 +228,40 @@ func requestID(r *http.Request) string {
 	return id
 }
 
-// everyAnswer is the header that all answers have.
-var everyAnswer = http.Header{
-	"Content-Type":           {"application/json; charset=utf-8"},
-	"Cache-Control":          {"no-store"},
-	"X-Content-Type-Options": {"nosniff"},
-}
+// The values of the headers that all answers have.
+var asJSON, noStore, noSniff = []string{"application/json; charset=utf-8"}, []string{"no-store"}, []string{"nosniff"}
 
 func (a answer) write(w http.ResponseWriter, id string) {
-	if a.word != "" {
-		a.body = struct {
-			Error   string `json:"error"`
-			Message string `json:"message"`
-			ErrCode int64  `json:"errcode,omitempty"`
-		}{a.word, a.message, a.errcode}
+	if a.Word != "" {
+		a.body = a
 	}
-	body, err := json.Marshal(a.body)
-	if err != nil {
-		panic(err) // strings and numbers always marshal
-	}
+	body, _ := json.Marshal(a.body) // strings and numbers always marshal
 	header := w.Header()
-	maps.Copy(header, everyAnswer)
+	header["Content-Type"], header["Cache-Control"], header["X-Content-Type-Options"] = asJSON, noStore, noSniff
 	header.Set("X-Request-Id", id)
 	if a.retryAfter != "" {
 		header.Set("Retry-After", a.retryAfter)
+	}
+	if a.allow != "" {
+		header.Set("Allow", a.allow)
 	}
 	w.WriteHeader(a.status)
 	w.Write(append(body, '\n'))
 }
 
 func (h *handler) logRequest(r *http.Request, a answer, id string, start time.Time) {
-	level := slog.LevelInfo
-	switch {
-	case a.status >= 500:
-		level = slog.LevelError
-	case a.status >= 400:
-		level = slog.LevelWarn
-	case r.URL.Path == "/healthz":
+	level := [6]slog.Level{2: slog.LevelInfo, 4: slog.LevelWarn, 5: slog.LevelError}[a.status/100]
+	if a.status < 400 && r.URL.Path == "/healthz" {
 		level = slog.LevelDebug
 	}
 	attrs := append(make([]slog.Attr, 0, 10),
 		slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", a.status),
 		slog.Duration("duration", time.Since(start)), slog.String("remote", r.RemoteAddr), slog.String("request_id", id))
-	if a.word != "" {
-		attrs = append(attrs, slog.String("error", a.word))
+	if a.Word != "" {
+		attrs = append(attrs, slog.String("error", a.Word), slog.String("cause", a.hint))
 	}
-	if a.hint != "" {
-		attrs = append(attrs, slog.String("cause", a.hint))
-	}
-	if a.errcode != 0 {
-		attrs = append(attrs, slog.Int64("errcode", a.errcode))
+	if a.ErrCode != 0 {
+		attrs = append(attrs, slog.Int64("errcode", a.ErrCode))
 	}
 	if a.rid != "" {
 		attrs = append(attrs, slog.String("rid", a.rid))

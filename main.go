@@ -21,7 +21,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/signal"
 	"runtime"
@@ -76,29 +75,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	// not run whenever the few megabytes that this service needs have doubled.
 	ballast := make([]byte, 8<<20)
 	defer runtime.KeepAlive(ballast)
-	if err := serve(ctx, c, logger, stderr); err != nil {
+	if err := serve(ctx, c, logger, stdout); err != nil {
 		logger.Error("stopped", "cause", err.Error())
 		return 1
 	}
 	logger.Info("stopped")
 	return 0
-}
-
-type modes struct{ sandbox, check, healthy, version bool }
-
-func parseFlags(args []string, stderr io.Writer) (mode modes, err error) {
-	flags := flag.NewFlagSet("wxopenid", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.BoolVar(&mode.sandbox, "sandbox", false, "run against an embedded fake WeChat; no AppID or AppSecret needed")
-	flags.BoolVar(&mode.check, "check", false, "ask WeChat whether it accepts the AppID and AppSecret, print the verdict, exit")
-	flags.BoolVar(&mode.healthy, "healthy", false, "ask the service that runs here with the same settings whether it is up, exit 0 if so")
-	flags.BoolVar(&mode.version, "version", false, "print module version, VCS revision and Go version, exit")
-	err = flags.Parse(args)
-	if err == nil && (flags.NArg() > 0 || mode.check && mode.sandbox) {
-		err = errors.New("wxopenid takes flags alone, and of -check and -sandbox one: settings come from the environment")
-		fmt.Fprintln(stderr, err)
-	}
-	return mode, err
 }
 
 func versionLine() string {
@@ -114,16 +96,11 @@ func versionLine() string {
 
 // newLogger logs text to a terminal and JSON to anything else.
 func newLogger(stderr io.Writer) *slog.Logger {
-	if isTerminal(stderr) {
+	file, _ := stderr.(*os.File)
+	if info, err := file.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
 		return slog.New(slog.NewTextHandler(stderr, nil))
 	}
 	return slog.New(slog.NewJSONHandler(stderr, nil))
-}
-
-func isTerminal(w io.Writer) bool {
-	file, _ := w.(*os.File)
-	info, err := file.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // check asks WeChat about a code that nobody has, not a sandbox's user either:
@@ -155,17 +132,9 @@ func probe(c config, stderr io.Writer) int {
 	return 0
 }
 
-// announceSandbox says that this is one, and how to try it.
-func announceSandbox(try string, logger *slog.Logger, stderr io.Writer) {
-	logger.Warn("this is a sandbox: a fake WeChat answers, with openids of nobody", "try", try)
-	if isTerminal(stderr) {
-		fmt.Fprintln(stderr, try) // to be copied: the log has its quotes escaped
-	}
-}
-
 // serve listens and answers until ctx is done and the requests then under way
 // have ended.
-func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer) error {
+func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer) error {
 	listener, err := listen(c, logger)
 	if err != nil {
 		return err
@@ -174,14 +143,15 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stderr io.Writer)
 	logger.Info("listening", "addr", listener.Addr().String())
 	var fake http.Handler
 	if c.sandbox {
-		sandbox := &sandbox{appID: c.appID, appSecret: c.appSecret}
-		base, stop, err := sandbox.listen()
+		sandbox, stop, err := startSandbox(&c)
 		if err != nil {
 			return err
 		}
 		defer stop()
-		fake, c.baseURLs = sandbox, []*url.URL{base}
-		announceSandbox(curlLine(c.scheme(), listener.Addr()), logger, stderr)
+		fake = sandbox
+		try := curlLine(c.scheme(), listener.Addr())
+		logger.Warn("this is a sandbox: a fake WeChat answers, with openids of nobody", "try", try)
+		fmt.Fprintln(stdout, try) // to be copied: the log has its quotes escaped
 	}
 	for _, u := range c.baseURLs {
 		if isPlain(u) {
@@ -258,15 +228,12 @@ func (s *server) stop(limit time.Duration) error {
 // listen opens the listener, for HTTPS where there is a certificate. The
 // handshake offers no HTTP/2, which would bring nothing for requests so small.
 func listen(c config, logger *slog.Logger) (net.Listener, error) {
+	if c.tlsCert == "" {
+		return net.Listen("tcp", c.addr)
+	}
 	cert := &certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: logger}
-	if c.tlsCert != "" {
-		if _, err := cert.get(nil); err != nil {
-			return nil, err
-		}
+	if _, err := cert.get(nil); err != nil {
+		return nil, err
 	}
-	listener, err := net.Listen("tcp", c.addr)
-	if err != nil || c.tlsCert == "" {
-		return listener, err
-	}
-	return tls.NewListener(listener, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get}), nil
+	return tls.Listen("tcp", c.addr, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get})
 }

@@ -39,6 +39,7 @@ const (
 type program struct {
 	url  string            // http://127.0.0.1:port
 	log  *output           // its standard error
+	out  *output           // its standard output
 	stop func() (code int) // sends it the signal to stop and returns its exit code
 }
 
@@ -46,10 +47,10 @@ type program struct {
 func startProgram(t testing.TB, env map[string]string, args ...string) *program {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &program{log: newOutput()}
+	p := &program{log: newOutput(), out: newOutput()}
 	exit := make(chan int, 1)
 	go func() {
-		exit <- run(ctx, args, getenv(env), io.Discard, p.log)
+		exit <- run(ctx, args, getenv(env), p.out, p.log)
 	}()
 	p.stop = sync.OnceValue(func() int {
 		cancel()
@@ -177,8 +178,8 @@ func TestSandboxFromStartToStop(t *testing.T) {
 	for _, record := range p.log.warnings(t) {
 		try, _ = record["try"].(string)
 	}
-	if want := `curl -d '{"code":"the code is a mock one"}' ` + p.url + `/openid`; try != want {
-		t.Errorf("got %q to try in the log, want %q", try, want)
+	if want := `curl -d '{"code":"the code is a mock one"}' ` + p.url + `/openid`; try != want || p.out.String() != want+"\n" {
+		t.Errorf("got %q to try in the log and %q on standard output, want %q", try, p.out, want)
 	}
 }
 

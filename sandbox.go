@@ -42,16 +42,18 @@ func curlLine(scheme string, addr net.Addr) string {
 	return fmt.Sprintf(`%s -d '{"code":"%s"}' %s://%s/openid`, curl, mockCode, scheme, net.JoinHostPort(host, port))
 }
 
-// listen serves s on a loopback port of its own, where neither a certificate nor
-// a proxy stands between, until close is called.
-func (s *sandbox) listen() (base *url.URL, close func() error, err error) {
+// startSandbox serves a fake WeChat on a loopback port of its own, where neither a
+// certificate nor a proxy stands between, until stop is called, and has c ask it.
+func startSandbox(c *config) (s *sandbox, stop func() error, err error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, nil, err
 	}
+	s = &sandbox{appID: c.appID, appSecret: c.appSecret}
 	server := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
 	go server.Serve(listener)
-	return &url.URL{Scheme: "http", Host: listener.Addr().String()}, server.Close, nil
+	c.baseURLs = []*url.URL{{Scheme: "http", Host: listener.Addr().String()}}
+	return s, server.Close, nil
 }
 
 // ServeHTTP answers as jscode2session does: 200 and text/plain for errors too

@@ -712,7 +712,7 @@ func soakCall(burst context.Context, c *child, client *http.Client, i int) (came
 		{strings.Repeat(" ", 5000), "413 body_too_large"},
 	}
 	for errcode, f := range refusals {
-		exchanges = append(exchanges, exchange{fmt.Sprintf(`{"code":"sandbox:errcode=%d"}`, errcode), fmt.Sprint(f.status, " ", f.word)})
+		exchanges = append(exchanges, exchange{fmt.Sprintf(`{"code":"sandbox:errcode=%d"}`, errcode), fmt.Sprint(f.status, " ", f.Word)})
 	}
 	texts := []string{
 		postOf("sandbox:delay=3s"), "POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -70,22 +69,18 @@ type client struct {
 
 // A base is a place where WeChat is.
 type base struct {
-	host    string
-	request *http.Request // what to send, but for the query
-	conns   atomic.Int64  // how often a connection to it was had
-	down    atomic.Int64  // until when to pass it over, as Unix ns; 0 if it is not
+	url   url.URL      // of jscode2session, without a query
+	conns atomic.Int64 // how often a connection to it was had
+	down  atomic.Int64 // until when to pass it over, as Unix ns; 0 if it is not
 }
 
 func newClient(c config, log *slog.Logger) *client {
-	http1 := new(http.Protocols)
-	http1.SetHTTP1(true)
 	values := url.Values{"appid": {c.appID}, "secret": {c.appSecret}, "grant_type": {"authorization_code"}}
 	wx := &client{
 		transport: &http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            (&net.Dialer{Timeout: connectTimeout}).DialContext,
+			DialContext:            (&net.Dialer{Timeout: connectTimeout}).DialContext, // and so no HTTP/2
 			TLSHandshakeTimeout:    connectTimeout,
-			Protocols:              http1,
 			DisableCompression:     true,
 			MaxIdleConnsPerHost:    c.maxInflight,
 			IdleConnTimeout:        idleTimeout,
@@ -99,10 +94,7 @@ func newClient(c config, log *slog.Logger) *client {
 		log:     log,
 	}
 	for _, u := range c.baseURLs {
-		full := *u
-		full.Path = cmp.Or(u.Path, "/") // without which JoinPath makes a relative path
-		request := &http.Request{Method: http.MethodGet, URL: full.JoinPath("sns/jscode2session"), Header: http.Header{}}
-		wx.bases = append(wx.bases, &base{host: u.Host, request: request})
+		wx.bases = append(wx.bases, &base{url: *u.JoinPath("/").JoinPath("sns/jscode2session")}) // the latter alone leaves out a first slash
 	}
 	return wx
 }
@@ -126,7 +118,7 @@ func (wx *client) openID(caller context.Context, code string) (user, *exchangeEr
 		}
 		if b.conns.Load() == conns && (err.fault == noConnection || err.fault == timedOut && i == 0) {
 			if b.down.Swap(time.Now().Add(passOver).UnixNano()) == 0 {
-				wx.log.Warn("WeChat is out of reach", "host", b.host, "cause", err.cause)
+				wx.log.Warn("WeChat is out of reach", "host", b.url.Host, "cause", err.cause)
 			}
 		}
 		if err.fault != noConnection {
@@ -160,7 +152,13 @@ func (wx *client) get(caller context.Context, deadline time.Time, b *base, query
 	a := &attempt{base: b, log: wx.log, cancel: cancel, deadline: deadline}
 	a.timer = time.AfterFunc(min(connectTimeout, time.Until(deadline)), cancel)
 	defer a.timer.Stop()
-	resp, err := wx.transport.RoundTrip(a.request(ctx, query))
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn:      a.gotConn,
+		WroteHeaders: func() { a.sent.Store(true) }, // to a buffer, before they are on the wire
+	})
+	u := b.url
+	u.RawQuery = query
+	resp, err := wx.transport.RoundTrip((&http.Request{Method: http.MethodGet, URL: &u, Header: http.Header{}}).WithContext(ctx))
 	if err != nil {
 		return nil, a.explain(err, caller)
 	}
@@ -186,24 +184,13 @@ type attempt struct {
 	sent      atomic.Bool // some of it may be on the wire
 }
 
-func (a *attempt) request(ctx context.Context, query string) *http.Request {
-	r := a.base.request.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn:      a.gotConn,
-		WroteHeaders: func() { a.sent.Store(true) }, // to a buffer, before they are on the wire
-	}))
-	u := *r.URL
-	u.RawQuery = query
-	r.URL = &u
-	return r
-}
-
 // gotConn is called with a connection to which nothing was written yet.
 func (a *attempt) gotConn(got httptrace.GotConnInfo) {
 	a.timer.Reset(time.Until(a.deadline))
 	a.connected.Store(true)
 	a.conns.Add(1)
 	if a.down.Load() != 0 && a.down.Swap(0) != 0 {
-		a.log.Info("WeChat is within reach again", "host", a.host)
+		a.log.Info("WeChat is within reach again", "host", a.url.Host)
 	}
 	if a.sent.Load() {
 		// A kept connection died without a reply and net/http is about to repeat the GET,
@@ -216,12 +203,12 @@ func (a *attempt) gotConn(got httptrace.GotConnInfo) {
 
 // explain says what went wrong, of which err is what net/http knows.
 func (a *attempt) explain(err error, caller context.Context) *exchangeError {
-	e := &exchangeError{fault: broken, cause: a.host + ": " + describe(err, a.connected.Load())}
+	e := &exchangeError{fault: broken, cause: a.url.Host + ": " + describe(err, a.connected.Load())}
 	switch {
 	case caller.Err() != nil:
-		return &exchangeError{fault: hungUp, cause: "the caller hung up"}
+		e.fault, e.cause = hungUp, "the caller hung up"
 	case !time.Now().Before(a.deadline):
-		e.fault, e.cause = timedOut, a.host+": no whole reply within WX_TIMEOUT"
+		e.fault, e.cause = timedOut, a.url.Host+": no whole reply within WX_TIMEOUT"
 	case !a.connected.Load():
 		e.fault = noConnection
 	}
@@ -250,16 +237,15 @@ func describe(err error, connected bool) string {
 	return "no TLS connection, or none through the proxy"
 }
 
-// A reply is what is read of WeChat's: its session_key is not. What an openid comes
-// with may be of any type. The names in capitals are there for encoding/json, which
-// would else put Openid and its like where openid belongs.
+// A reply is what is read of WeChat's: its session_key is not. The names in capitals are
+// there for encoding/json, which would else put Openid and its like where openid belongs.
 type reply struct {
 	OPENID, UNIONID, ERRCODE, ERRMSG json.RawMessage
 
-	OpenID  string          `json:"openid"`
-	UnionID json.RawMessage `json:"unionid"`
-	ErrCode json.Number     `json:"errcode"` // a number, a number in a string, or null
-	ErrMsg  json.RawMessage `json:"errmsg"`
+	OpenID  string      `json:"openid"`
+	UnionID any         `json:"unionid"`
+	ErrCode json.Number `json:"errcode"` // a number, a number in a string, or null
+	ErrMsg  any         `json:"errmsg"`
 }
 
 var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8})\b`)
@@ -276,8 +262,9 @@ func parseReply(body []byte, query string) (user, *exchangeError) {
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply is over 64 KiB"}
 	case errcode != 0 && float64(errcode) == number:
 		e := &exchangeError{fault: refused, errcode: errcode, cause: fmt.Sprintf("WeChat refused with errcode %d", errcode)}
-		if m := ridPattern.FindSubmatch(r.ErrMsg); m != nil && !strings.Contains(query, string(m[1])) {
-			e.rid = string(m[1]) // and no echo of what was sent
+		errmsg, _ := r.ErrMsg.(string)
+		if m := ridPattern.FindStringSubmatch(errmsg); m != nil && !strings.Contains(query, m[1]) {
+			e.rid = m[1] // and no echo of what was sent
 		}
 		return user{}, e
 	case err != nil, number != 0:
@@ -285,9 +272,6 @@ func parseReply(body []byte, query string) (user, *exchangeError) {
 	case r.OpenID == "":
 		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply has no openid"}
 	}
-	u := user{OpenID: r.OpenID}
-	if r.UnionID != nil {
-		json.Unmarshal(r.UnionID, &u.UnionID) // stays empty if it is no string
-	}
-	return u, nil
+	unionID, _ := r.UnionID.(string)
+	return user{OpenID: r.OpenID, UnionID: unionID}, nil
 }

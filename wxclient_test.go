@@ -621,13 +621,10 @@ func TestRid(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			base, err := url.Parse(newWeChat(t, func(w http.ResponseWriter, _ *http.Request) {
+			s := newService(t, 10*time.Second, newWeChat(t, func(w http.ResponseWriter, _ *http.Request) {
 				json.NewEncoder(w).Encode(map[string]any{"errcode": 40029, "errmsg": test.errmsg})
 			}))
-			if err != nil {
-				t.Fatal(err)
-			}
-			s := serviceOf(t, config{appSecret: secret, timeout: 10 * time.Second, maxInflight: 1, baseURLs: []*url.URL{base}})
+			s.query = "secret=" + secret + "&js_code="
 			_, failed := s.openID(t.Context(), code)
 			if failed == nil || failed.rid != test.want {
 				t.Errorf("got %+v, want rid %q", failed, test.want)
@@ -1154,15 +1151,15 @@ func TestRequestToWeChat(t *testing.T) {
 		{"mock code", "", "a", "b", mockCode, "/sns/jscode2session"},
 		{"code that adds values", "", "a", "b", "c&appid=x&secret=x&grant_type=x&js_code=x#", "/sns/jscode2session"},
 		{"code that ends the request", "", "a", "b", "c HTTP/1.1%0d%0a%0d%0aGET /", "/sns/jscode2session"},
-		{"longest", "/" + strings.Repeat("a", 200), strings.Repeat("%", maxText), strings.Repeat("&", maxText), strings.Repeat(" ", 128), "/" + strings.Repeat("a", 200) + "/sns/jscode2session"},
+		{"longest", "/" + strings.Repeat("a", 130), strings.Repeat("%", maxText), strings.Repeat("&", maxText), strings.Repeat(" ", 128), "/" + strings.Repeat("a", 130) + "/sns/jscode2session"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			base, err := url.Parse(wechat + test.prefix)
+			c, err := loadConfig(getenv(map[string]string{"WX_APPID": test.appID, "WX_APPSECRET": test.appSecret, "WX_BASE_URL": wechat + test.prefix}), false)
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := serviceOf(t, config{appID: test.appID, appSecret: test.appSecret, timeout: 10 * time.Second, maxInflight: 1, baseURLs: []*url.URL{base}})
+			s, base := serviceOf(t, c), c.baseURLs[0]
 			if got := brief(s.post(test.code)); got != `200 {"openid":"x"}` {
 				t.Fatalf("got %s, want openid x", got)
 			}
@@ -1343,7 +1340,7 @@ func checkOwnWords(t *testing.T, answer *httptest.ResponseRecorder) {
 		t.Errorf("got %s, want a failure and nothing else", answer.Body)
 	}
 	for _, f := range slices.Concat(slices.Collect(maps.Values(refusals)), slices.Collect(maps.Values(faults))) {
-		if f.status == answer.Code && f.word == got.Error && f.message == got.Message {
+		if f.status == answer.Code && f.Word == got.Error && f.Message == got.Message {
 			return
 		}
 	}
