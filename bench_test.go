@@ -27,8 +27,8 @@ import (
 )
 
 const (
-	rounds  = 25                     // of one window for each server
-	window  = 400 * time.Millisecond // of load
+	rounds  = 101                    // of one window for each server
+	window  = 200 * time.Millisecond // of load
 	callers = 64                     // connections on which one request follows another
 	many    = 5000                   // requests in flight, to see what memory each takes
 	ramp    = 10 * time.Second       // until so many are in flight

@@ -73,7 +73,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	logger := newLogger(stderr)
 	// Never touched, it takes no memory; but the garbage collector counts it, and does
 	// not run whenever the few megabytes that this service needs have doubled.
-	ballast := make([]byte, 8<<20)
+	ballast := make([]byte, 16<<20)
 	defer runtime.KeepAlive(ballast)
 	if err := serve(ctx, c, logger, stdout); err != nil {
 		logger.Error("stopped", "cause", err.Error())
