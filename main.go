@@ -70,10 +70,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case mode.healthy:
 		return probe(c, stderr)
 	}
-	logger := newLogger(stderr)
+	logger, flush := newLogger(stderr)
+	defer flush()
 	// Never touched, it takes no memory; but the garbage collector counts it, and does
 	// not run whenever the few megabytes that this service needs have doubled.
-	ballast := make([]byte, 16<<20)
+	ballast := make([]byte, 8<<20)
 	defer runtime.KeepAlive(ballast)
 	if err := serve(ctx, c, logger, stdout); err != nil {
 		logger.Error("stopped", "cause", err.Error())
@@ -92,15 +93,6 @@ func versionLine() string {
 		}
 	}
 	return fmt.Sprintf("wxopenid %s, revision %s, %s", info.Main.Version, revision, info.GoVersion)
-}
-
-// newLogger logs text to a terminal and JSON to anything else.
-func newLogger(stderr io.Writer) *slog.Logger {
-	file, _ := stderr.(*os.File)
-	if info, err := file.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-		return slog.New(slog.NewTextHandler(stderr, nil))
-	}
-	return slog.New(slog.NewJSONHandler(stderr, nil))
 }
 
 // check asks WeChat about a code that nobody has, not a sandbox's user either:

@@ -39,6 +39,7 @@ func watchedService() {
 		limit.Cur = limit.Max
 		syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
 	}
+	logger, _ := newLogger(os.Stderr)
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGUSR1)
 	go func() {
@@ -47,7 +48,7 @@ func watchedService() {
 			debug.FreeOSMemory()
 			var mem runtime.MemStats
 			runtime.ReadMemStats(&mem)
-			newLogger(os.Stderr).Info("in use", "goroutines", runtime.NumGoroutine(), "heap", mem.HeapAlloc>>10)
+			logger.Info("in use", "goroutines", runtime.NumGoroutine(), "heap", mem.HeapAlloc>>10)
 		}
 	}()
 	main()
