@@ -10,19 +10,19 @@ import (
 // maxWaiting bounds the lines that wait to be written, in bytes.
 const maxWaiting = 256 << 10
 
-// newLogger logs text to a terminal and JSON to anything else, in the background.
+// newLogger logs text to a terminal, and JSON to anything else, in the background.
 // What it has logged is written when flush returns.
 func newLogger(stderr io.Writer) (logger *slog.Logger, flush func()) {
+	file, _ := stderr.(*os.File)
+	if info, err := file.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		return slog.New(slog.NewTextHandler(stderr, nil)), func() {}
+	}
 	w := &logWriter{out: stderr, some: make(chan struct{}, 1)}
 	go func() {
 		for range w.some {
 			w.flush()
 		}
 	}()
-	file, _ := stderr.(*os.File)
-	if info, err := file.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-		return slog.New(slog.NewTextHandler(w, nil)), w.flush
-	}
 	return slog.New(slog.NewJSONHandler(w, nil)), w.flush
 }
 

@@ -94,7 +94,8 @@ func newClient(c config, log *slog.Logger) *client {
 		log:     log,
 	}
 	for _, u := range c.baseURLs {
-		wx.bases = append(wx.bases, &base{url: *u.JoinPath("/").JoinPath("sns/jscode2session")}) // the latter alone leaves out a first slash
+		u = u.JoinPath("/").JoinPath("sns/jscode2session") // alone, the latter leaves out a first slash
+		wx.bases = append(wx.bases, &base{url: *u})
 	}
 	return wx
 }
