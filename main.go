@@ -72,8 +72,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	logger, flush := newLogger(stderr)
 	defer flush()
-	// Never touched, it takes no memory; but the garbage collector counts it, and does
-	// not run whenever the few megabytes that this service needs have doubled.
+	// Never touched, it takes no memory, but keeps garbage from being collected every few megabytes.
 	ballast := make([]byte, 8<<20)
 	defer runtime.KeepAlive(ballast)
 	if err := serve(ctx, c, logger, stdout); err != nil {
@@ -135,12 +134,11 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer)
 	logger.Info("listening", "addr", listener.Addr().String())
 	var fake http.Handler
 	if c.sandbox {
-		sandbox, stop, err := startSandbox(&c)
-		if err != nil {
+		var stop func() error
+		if fake, stop, err = startSandbox(&c); err != nil {
 			return err
 		}
 		defer stop()
-		fake = sandbox
 		try := curlLine(c.scheme(), listener.Addr())
 		logger.Warn("this is a sandbox: a fake WeChat answers, with openids of nobody", "try", try)
 		fmt.Fprintln(stdout, try) // to be copied: the log has its quotes escaped

@@ -44,16 +44,16 @@ func curlLine(scheme string, addr net.Addr) string {
 
 // startSandbox serves a fake WeChat on a loopback port of its own, where neither a
 // certificate nor a proxy stands between, until stop is called, and has c ask it.
-func startSandbox(c *config) (s *sandbox, stop func() error, err error) {
+func startSandbox(c *config) (fake http.Handler, stop func() error, err error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, nil, err
 	}
-	s = &sandbox{appID: c.appID, appSecret: c.appSecret}
-	server := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
+	fake = &sandbox{appID: c.appID, appSecret: c.appSecret}
+	server := &http.Server{Handler: fake, ReadHeaderTimeout: time.Minute}
 	go server.Serve(listener)
 	c.baseURLs = []*url.URL{{Scheme: "http", Host: listener.Addr().String()}}
-	return s, server.Close, nil
+	return fake, server.Close, nil
 }
 
 // ServeHTTP answers as jscode2session does: 200 and text/plain for errors too
