@@ -492,6 +492,28 @@ func TestBodyThatDoesNotArrive(t *testing.T) {
 	}
 }
 
+// TestHeaderAndBodyHaveATimeEach has both arrive late, and together later than either may.
+func TestHeaderAndBodyHaveATimeEach(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		_, conn := startInBubble(t, t.Context())
+		go func() {
+			for _, part := range []string{"POST /openid HTTP/1.1\r\n", "Host: x\r\nContent-Length: 2\r\n\r\n", "{}"} {
+				io.WriteString(conn, part)
+				time.Sleep(14 * time.Second)
+			}
+		}()
+		resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, resp); !strings.Contains(got.body, "no code") {
+			t.Errorf("got %d %s, want the body to have been read", got.status, got.body)
+		}
+		time.Sleep(14 * time.Second) // for the sender to end
+	})
+}
+
 func TestContentTypeIsNotLookedAt(t *testing.T) {
 	t.Parallel()
 	p := startService(t, echo)
