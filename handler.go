@@ -97,7 +97,7 @@ type answer struct {
 func ok(body any) answer { return answer{failure: failure{status: http.StatusOK}, body: body} }
 
 type handler struct {
-	ctx    context.Context // of the program, not of a request
+	ctx    context.Context // of the listener, not of a request
 	wechat *client
 	appID  string
 	log    *slog.Logger

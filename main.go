@@ -36,7 +36,6 @@ const (
 	answerTimeout = 5 * time.Second  // for an answer to leave, after body and exchange
 	keepAlive     = 2 * time.Minute  // for the next request on a connection
 	maxHeader     = 16 << 10         // bytes
-	queueTime     = time.Second / 10 // for Accept to get what the kernel has accepted, and would reset
 	stopGrace     = 5 * time.Second  // beyond WX_TIMEOUT, for requests under way to end
 )
 
@@ -143,12 +142,9 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer)
 		logger.Warn("this is a sandbox: a fake WeChat answers, with openids of nobody", "try", try)
 		fmt.Fprintln(stdout, try) // to be copied: the log has its quotes escaped
 	}
-	for _, u := range c.baseURLs {
-		if isPlain(u) {
-			logger.Warn("the AppSecret travels unencrypted: WX_BASE_URL should begin with https", "host", u.Host)
-		}
-	}
-	s := newServer(c, newHandler(ctx, newClient(c, logger), c.appID, logger, fake), logger)
+	closing, lastCall := context.WithCancel(context.Background())
+	defer lastCall()
+	s := newServer(c, newHandler(closing, newClient(c, logger), c.appID, logger, fake), logger)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(listener) }()
 	select {
@@ -156,8 +152,8 @@ func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer)
 		return err
 	case <-ctx.Done():
 	}
-	time.Sleep(queueTime)
 	listener.Close()
+	lastCall() // not before: who is sent away would come again, and be reset on the way to Accept
 	return s.stop(c.timeout + stopGrace)
 }
 

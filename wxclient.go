@@ -94,6 +94,9 @@ func newClient(c config, log *slog.Logger) *client {
 		log:     log,
 	}
 	for _, u := range c.baseURLs {
+		if isPlain(u) {
+			log.Warn("the AppSecret travels unencrypted: WX_BASE_URL should begin with https", "host", u.Host)
+		}
 		u = u.JoinPath("/").JoinPath("sns/jscode2session") // alone, the latter leaves out a first slash
 		wx.bases = append(wx.bases, &base{url: *u})
 	}
