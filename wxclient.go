@@ -190,19 +190,20 @@ type attempt struct {
 
 // gotConn is called with a connection to which nothing was written yet.
 func (a *attempt) gotConn(got httptrace.GotConnInfo) {
-	a.timer.Reset(time.Until(a.deadline))
-	a.connected.Store(true)
+	inTime := a.timer.Reset(time.Until(a.deadline))
 	a.conns.Add(1)
 	if a.down.Load() != 0 && a.down.Swap(0) != 0 {
 		a.log.Info("WeChat is within reach again", "host", a.url.Host)
 	}
-	if a.sent.Load() {
-		// A kept connection died without a reply and net/http is about to repeat the GET,
-		// though WeChat may have used the code: nothing can be written to a closed
-		// connection, and a cancelled request is not repeated again.
+	if !inTime || a.sent.Load() {
+		// It came too late; or a kept connection died without a reply and net/http is about to
+		// repeat the GET, though WeChat may have used the code. Nothing can be written to a
+		// closed connection, and a cancelled request is not repeated again.
 		a.cancel()
 		got.Conn.Close()
+		return
 	}
+	a.connected.Store(true)
 }
 
 // explain says what went wrong, of which err is what net/http knows.

@@ -22,6 +22,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/url"
 	"os"
 	"os/exec"
@@ -811,6 +812,27 @@ type observed struct {
 func (o observed) Close() error {
 	defer o.closed()
 	return o.Conn.Close()
+}
+
+// TestConnectionThatComesTooLate has one come about when the time for it has just ended:
+// nothing may be sent over it, since the next base URL is about to be tried.
+func TestConnectionThatComesTooLate(t *testing.T) {
+	t.Parallel()
+	conn, wechat := net.Pipe()
+	defer wechat.Close()
+	cancelled := make(chan struct{})
+	a := &attempt{base: &base{}, cancel: func() {}, deadline: time.Now().Add(time.Hour)}
+	a.timer = time.AfterFunc(0, func() { close(cancelled) })
+	<-cancelled
+	defer a.timer.Stop()
+	a.gotConn(httptrace.GotConnInfo{Conn: conn})
+	conn.SetWriteDeadline(time.Now())
+	if _, err := conn.Write([]byte("GET")); err != io.ErrClosedPipe {
+		t.Errorf("got %v from a write to the connection, want it closed", err)
+	}
+	if e := a.explain(context.Canceled, t.Context()); e.fault != noConnection {
+		t.Errorf("got %+v, want noConnection", e)
+	}
 }
 
 func TestConnectionClosedWhileIdle(t *testing.T) {
