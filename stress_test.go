@@ -94,7 +94,11 @@ func startChild(t *testing.T, server string, env map[string]string, args ...stri
 		cmd.Wait()
 		return cmd.ProcessState.ExitCode()
 	})
-	t.Cleanup(func() { c.stop() })
+	t.Cleanup(func() {
+		if c.stop(); strings.Contains(c.log.String(), "DATA RACE") {
+			t.Errorf("%s has a data race; its log is:\n%s", server, c.log)
+		}
+	})
 	var listening struct{ Addr string }
 	if line := <-c.log.lines; json.Unmarshal([]byte(line), &listening) != nil || listening.Addr == "" {
 		t.Fatalf("%s does not listen: %s", server, line)
@@ -131,6 +135,22 @@ func (c *child) fds(t *testing.T) int {
 // The margin is what may stay in use after a load: Go keeps a record of some 450 bytes for
 // each of the goroutines that there were at one time. Their number has to be back.
 var margin = usage{heap: 10 << 10, rss: 40 << 10}
+
+// How many callers come at once, how long one may wait while others attack, and how many
+// come in a second while a base URL fails.
+var (
+	crowd   = many
+	patient = time.Second
+	pace    = 300
+)
+
+// The race detector allows 8,128 goroutines, gives no memory back and takes its time.
+func init() {
+	info, _ := debug.ReadBuildInfo()
+	if slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		crowd, patient, pace, margin.rss = 1500, 5*time.Second, 100, 1<<20
+	}
+}
 
 func (u usage) within(limit usage) bool {
 	return u.goroutines <= limit.goroutines+margin.goroutines && u.fds <= limit.fds+margin.fds &&
@@ -292,8 +312,8 @@ func testLoad(t *testing.T) {
 	start, client := c.usage(t), newCaller(t)
 	before := quickness(t, c, client)
 
-	conns, letGo := occupy(t, c, many, "")
-	all := make(calls, many)
+	conns, letGo := occupy(t, c, crowd, "")
+	all := make(calls, crowd)
 	sending, running := make(chan struct{}), sync.WaitGroup{}
 	for i, conn := range conns {
 		running.Go(func() {
@@ -316,9 +336,9 @@ func testLoad(t *testing.T) {
 		t.Errorf("got a median of %v after the load, want about the %v before it", after, before)
 	}
 
-	_, letGo = occupy(t, c, 5000, "")
-	_, letGoToo := occupy(t, c, 5000, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-	t.Logf("median of an exchange beside 10,000 idle connections: %v", quickness(t, c, client))
+	_, letGo = occupy(t, c, crowd, "")
+	_, letGoToo := occupy(t, c, crowd, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+	t.Logf("median of an exchange beside %d idle connections: %v", 2*crowd, quickness(t, c, client))
 	t.Logf("%+v in use then", c.usage(t))
 	letGo()
 	letGoToo()
@@ -381,7 +401,7 @@ func testSlowAttackers(t *testing.T) {
 			execute(t, "slowhttptest", append(test.mode, "-c", "2000", "-r", "1000", "-i", "3", "-l", "240", "-u", c.url+"/openid")...)
 			await(t, 10*time.Second, "1000 connections of attackers", func() bool { return c.fds(t) >= 1000 })
 			await(t, test.limit+30*time.Second, "attackers' connections closed", func() bool { return c.fds(t) < 100 })
-			stop().check(t, "200 within 1s", func(c call) bool { return c.outcome == "200" && c.took < time.Second })
+			stop().check(t, fmt.Sprint("200 within ", patient), func(c call) bool { return c.outcome == "200" && c.took < patient })
 			client.CloseIdleConnections()
 			c.backTo(t, start)
 		})
@@ -512,7 +532,7 @@ func failover(t *testing.T, first, failure string, fail, mend func()) {
 	second := freePort()
 	wechatAt(t, second)
 	c, client := startChild(t, "watched service", credentials("WX_BASE_URL", first+",http://"+second)), newCaller(t)
-	stop := flow(t, 300, func(int) string { return exchange(client, c.url, "20ms") })
+	stop := flow(t, pace, func(int) string { return exchange(client, c.url, "20ms") })
 	time.Sleep(3 * time.Second) // of flow through the first
 	fail()
 	failed := time.Now()
