@@ -97,16 +97,16 @@ type answer struct {
 func ok(body any) answer { return answer{failure: failure{status: http.StatusOK}, body: body} }
 
 type handler struct {
-	ctx    context.Context // of the listener, not of a request
-	wechat *client
-	appID  string
-	log    *slog.Logger
+	closing context.Context // once done, answers end their connections
+	wechat  *client
+	appID   string
+	log     *slog.Logger
 }
 
-// newHandler returns the service, whose answers end their connections once ctx is done.
+// newHandler returns the service, whose answers end their connections once closing is done.
 // A sandbox that is not nil is mounted where WeChat has jscode2session, without a log line.
-func newHandler(ctx context.Context, wechat *client, appID string, log *slog.Logger, sandbox http.Handler) http.Handler {
-	h := &handler{ctx, wechat, appID, log}
+func newHandler(closing context.Context, wechat *client, appID string, log *slog.Logger, sandbox http.Handler) http.Handler {
+	h := &handler{closing, wechat, appID, log}
 	always := func(a answer) http.Handler {
 		return h.endpoint(func(http.ResponseWriter, *http.Request) answer { return a })
 	}
@@ -204,7 +204,7 @@ func (h *handler) endpoint(f func(http.ResponseWriter, *http.Request) answer) ht
 		if a.status == faults[hungUp].status {
 			panic(http.ErrAbortHandler) // else net/http answers 200, which a half-closed caller would read
 		}
-		if h.ctx.Err() != nil {
+		if h.closing.Err() != nil {
 			w.Header().Set("Connection", "close")
 		}
 		a.write(w, id)
