@@ -121,7 +121,7 @@ func newHandler(closing context.Context, wechat *client, appID string, log *slog
 		mux.Handle("/sns/jscode2session", sandbox)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if path.Clean("/"+r.URL.Path) != r.URL.Path {
+		if p := r.URL.Path; !path.IsAbs(p) || path.Clean(p) != p {
 			nothing.ServeHTTP(w, r) // where ServeMux would redirect to the clean path
 			return
 		}

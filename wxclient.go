@@ -136,10 +136,9 @@ func (wx *client) openID(caller context.Context, code string) (user, *exchangeEr
 // time of one is up, a single caller tries it, and no other until it has given up.
 func (wx *client) inOrder() []*base {
 	var first, last []*base
-	now := time.Now()
 	for _, b := range wx.bases {
 		down := b.down.Load()
-		if down == 0 || down < now.UnixNano() && b.down.CompareAndSwap(down, now.Add(connectTimeout+time.Second/2).UnixNano()) {
+		if down == 0 || down < time.Now().UnixNano() && b.down.CompareAndSwap(down, time.Now().Add(connectTimeout+time.Second/2).UnixNano()) {
 			first = append(first, b)
 		} else {
 			last = append(last, b)
@@ -258,7 +257,7 @@ var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8}
 // parseReply returns the user of a reply to query. HTTP 200 and errcode 0 are not
 // success: an openid is.
 func parseReply(body []byte, query string) (user, *exchangeError) {
-	var r reply
+	r := reply{ErrCode: "0"}
 	err := json.Unmarshal(body, &r)
 	number, _ := r.ErrCode.Float64()
 	errcode := int64(number)
