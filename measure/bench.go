@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 )
 
@@ -72,9 +71,9 @@ func measureLoad(t *table, servers []server, wechat *process, rounds int) {
 	for i := range rounds * len(servers) {
 		name := servers[(i+i/len(servers))%len(servers)].name
 		p := running[name]
-		cpu, opened := p.cpu(), accepted(wechat)
+		cpu, opened := p.cpu(), count(wechat, "connections")
 		all := successful(crowd{addr: p.addr, callers: pair, length: window}.run())
-		cpu, opened = p.cpu()-cpu, accepted(wechat)-opened
+		cpu, opened = p.cpu()-cpu, count(wechat, "connections")-opened
 		n := float64(len(all))
 		median, high := percentiles(all)
 		t.add("CPU time of a request, µs", name, float64(cpu.Nanoseconds())/1e3/n)
@@ -94,20 +93,6 @@ func successful(all calls) calls {
 	}
 	return all
 }
-
-// accepted is how many connections the fake WeChat had until now, the one that asks not included.
-func accepted(wechat *process) float64 {
-	resp, err := asker.Get("https://" + wechat.addr + "/accepted")
-	check(err)
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	check(err)
-	n, err := strconv.Atoi(string(text))
-	check(err)
-	return float64(n)
-}
-
-var asker = newClient() // whose connection is kept, so that it does not count
 
 // measureMemory has many requests in flight, each with a connection to WeChat.
 func measureMemory(t *table, servers []server, wechat *process, rounds int) {

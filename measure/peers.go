@@ -20,24 +20,27 @@ import (
 )
 
 // fakeWeChat answers over HTTPS, after the time that the code says, and writes its certificate
-// where the others look for authorities. It tells at /accepted how many connections it had.
+// where the others look for authorities. It tells at /connections and
+// /requests how many of them it had.
 func fakeWeChat() {
-	var accepted atomic.Int64
+	var connections, requests atomic.Int64
 	mux := http.NewServeMux()
 	mux.HandleFunc("/sns/jscode2session", func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
 		delay, _ := time.ParseDuration(r.URL.Query().Get("js_code"))
 		time.Sleep(delay)
 		w.Header().Set("Content-Type", "text/plain")
 		io.WriteString(w, `{"session_key":"HyVFkGl5F5OQWJZZaNzBBg==","openid":"oGZUI0egBJY1zhBYw2KhdUfwVJJE",`+
 			`"unionid":"o6_bmasdasdsad6_2sgVt7hMZOPfL"}`)
 	})
-	mux.HandleFunc("/accepted", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, accepted.Load()) })
+	mux.HandleFunc("/connections", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, connections.Load()) })
+	mux.HandleFunc("/requests", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, requests.Load()) })
 	server := httptest.NewUnstartedServer(mux)
 	server.Listener.Close()
 	server.Listener = listen()
 	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
-			accepted.Add(1)
+			connections.Add(1)
 		}
 	}
 	server.StartTLS()
@@ -46,6 +49,18 @@ func fakeWeChat() {
 	fmt.Fprintf(os.Stderr, "{\"addr\":%q}\n", server.Listener.Addr())
 	select {}
 }
+
+// count asks a fake WeChat for its "connections" or "requests" until now.
+func count(wechat *process, what string) (n float64) {
+	resp, err := asker.Get("https://" + wechat.addr + "/" + what)
+	check(err)
+	defer resp.Body.Close()
+	_, err = fmt.Fscan(resp.Body, &n)
+	check(err)
+	return n
+}
+
+var asker = newClient() // keeps its connection, so that counting makes no new ones
 
 // leanLoop does the job with as little as net/http allows: no checks, no timeouts, no log.
 func leanLoop() {

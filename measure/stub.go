@@ -1,4 +1,0 @@
-package main
-
-func stress([]string) bool { return true }
-func soak([]string) bool   { return true }
