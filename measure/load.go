@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -75,7 +77,10 @@ func codeFor(delay time.Duration) string { return fmt.Sprintf("%030dms", delay.M
 // outcome reads an answer.
 func outcome(resp *http.Response, err error) string {
 	if err != nil {
-		return strings.TrimSpace(err.Error())
+		if op := (*net.OpError)(nil); errors.As(err, &op) {
+			return op.Err.Error() // without the addresses
+		}
+		return err.Error()
 	}
 	defer resp.Body.Close()
 	var answer struct{ OpenID, Error string }
@@ -110,7 +115,7 @@ func (c *caller) dial() error {
 	}
 	conn.(*net.TCPConn).SetLinger(0) // leaves nothing in TIME_WAIT
 	if c.tls != nil {
-		conn = tls.Client(conn, c.tls) // with a handshake at the first write
+		conn = tls.Client(conn, c.tls) // shakes hands at the first write, even of nothing
 	}
 	c.conn, c.reader = conn, bufio.NewReader(conn)
 	return nil
@@ -175,6 +180,48 @@ func (c crowd) run() (all calls) {
 	}
 	running.Wait()
 	return all
+}
+
+// A flood is a number of connections on which something is sent, and nothing or next to nothing
+// after it.
+type flood struct {
+	addr   string
+	tls    *tls.Config
+	conns  int
+	text   string
+	drip   string // is sent every second, if there is any
+	length time.Duration
+}
+
+// run ends when the connections have been closed by the service or at the end of length. Those
+// were held for so long.
+func (f flood) run() (held int) {
+	var open sync.WaitGroup
+	var lasted atomic.Int64
+	end := time.Now().Add(f.length)
+	for i := range f.conns {
+		open.Go(func() {
+			c := newCaller(f.addr, i, f.tls)
+			if c.dial() != nil {
+				return
+			}
+			defer c.close()
+			c.conn.SetDeadline(end)
+			_, err := io.WriteString(c.conn, f.text)
+			for err == nil && f.drip != "" {
+				time.Sleep(time.Second)
+				_, err = io.WriteString(c.conn, f.drip)
+			}
+			if err == nil {
+				time.Sleep(time.Until(end))
+			}
+			if time.Now().After(end) {
+				lasted.Add(1)
+			}
+		})
+	}
+	open.Wait()
+	return int(lasted.Load())
 }
 
 // flow makes calls at a steady rate a second until stop, which waits for the last of them.

@@ -103,3 +103,38 @@ func number(file, word string) (n int64) {
 	check(err)
 	return n
 }
+
+// A cgroup is the directory of one that has a limit.
+type cgroup string
+
+// newCgroup returns an error where none can be made. The two versions of cgroups have other names
+// for the same things.
+func newCgroup(controller string, limit int) (cgroup, error) {
+	parent, file := "/sys/fs/cgroup", controller+".max"
+	if err := os.WriteFile(parent+"/cgroup.subtree_control", []byte("+cpu +memory"), 0); err != nil { // version 1
+		parent += "/" + controller
+		file = map[string]string{"cpu": "cpu.cfs_quota_us", "memory": "memory.limit_in_bytes"}[controller]
+	}
+	group := fmt.Sprintf("%s/measure-%d", parent, os.Getpid())
+	if err := os.Mkdir(group, 0o755); err != nil {
+		return "", err
+	}
+	return cgroup(group), os.WriteFile(group+"/"+file, fmt.Append(nil, limit), 0)
+}
+
+// command executes a command in the cgroup.
+func (g cgroup) command(command ...string) []string {
+	return append([]string{"sh", "-c", `echo $$ > "$0/cgroup.procs" && exec "$@"`, string(g)}, command...)
+}
+
+// peak is the most memory that was in use at a time, the kernel's for connections included, in MiB.
+func (g cgroup) peak() int64 {
+	file := string(g) + "/memory.peak"
+	if _, err := os.Stat(file); err != nil { // version 1
+		file = string(g) + "/memory.max_usage_in_bytes"
+	}
+	return number(file, "") >> 20
+}
+
+// remove works when the processes in it have ended.
+func (g cgroup) remove() { os.Remove(string(g)) }
