@@ -12,12 +12,6 @@ import (
 	"time"
 )
 
-const (
-	window = 200 * time.Millisecond // of load on one server, before the next one's turn
-	pair   = 64                     // callers in it
-	many   = 3000                   // requests in flight, to see what memory each takes
-)
-
 // A server is one of those compared. All of them are in front of the same fake WeChat.
 type server struct {
 	name    string
@@ -60,20 +54,22 @@ func bench(args []string) bool {
 	return true
 }
 
-// measureLoad lets the servers take turns at a short load, so that what else happens on this
-// machine hits all of them.
+// measureLoad lets the servers take turns at a short load, so that whatever else this machine
+// does hits all of them.
 func measureLoad(t *table, servers []server, wechat *process, rounds int) {
 	running := make(map[string]*process)
 	for _, s := range servers {
 		running[s.name] = start(s.command, "WX_BASE_URL=https://"+wechat.addr)
-		successful(crowd{addr: running[s.name].addr, callers: pair, length: 3 * window}.run())
 	}
-	for i := range rounds * len(servers) {
+	for i := range (rounds + 1) * len(servers) {
 		name := servers[(i+i/len(servers))%len(servers)].name
 		p := running[name]
 		cpu, opened := p.cpu(), count(wechat, "connections")
-		all := successful(crowd{addr: p.addr, callers: pair, length: window}.run())
+		all := successful(crowd{addr: p.addr, callers: 64, request: loginOf(0)}.run(200 * time.Millisecond))
 		cpu, opened = p.cpu()-cpu, count(wechat, "connections")-opened
+		if i < len(servers) {
+			continue // in the first round connections are opened
+		}
 		n := float64(len(all))
 		median, high := percentiles(all)
 		t.add("CPU time of a request, µs", name, float64(cpu.Nanoseconds())/1e3/n)
@@ -94,15 +90,28 @@ func successful(all calls) calls {
 	return all
 }
 
-// measureMemory has many requests in flight, each with a connection to WeChat.
+// percentiles are the median and the 99th percentile, in milliseconds.
+func percentiles(all calls) (median, high float64) {
+	took := all.took("200")
+	return milliseconds(took[len(took)/2]), milliseconds(took[len(took)*99/100])
+}
+
+func milliseconds(d time.Duration) float64 { return d.Seconds() * 1e3 }
+
+// measureMemory has many requests in flight, each with a connection to WeChat. The answers are in
+// it as well.
 func measureMemory(t *table, servers []server, wechat *process, rounds int) {
+	const many = 2000
 	for range rounds {
 		for _, s := range servers {
 			p := start(s.command, "WX_BASE_URL=https://"+wechat.addr, "WX_TIMEOUT=1m",
 				fmt.Sprint("MAX_INFLIGHT=", 4*many), fmt.Sprint("MAX_CONNS=", 2*many))
-			successful(crowd{addr: p.addr, callers: 1}.run())
-			idle := p.rss()
-			successful(crowd{addr: p.addr, callers: many, ramp: 6 * time.Second, length: 2 * time.Second, delay: time.Second}.run())
+			successful(calls{newCaller(p.addr, 0, nil).ask(loginOf(0))})
+			idle, before := p.rss(), count(wechat, "requests")
+			flood{addr: p.addr, conns: many, ramp: 4 * time.Second, text: loginOf(5 * time.Second)}.run(10 * time.Second)
+			if asked := count(wechat, "requests") - before; asked != many {
+				log.Fatalf("%s has asked WeChat %v times for %d callers", s.name, asked, many)
+			}
 			t.add(fmt.Sprintf("memory of a request, %d in flight, KiB", many), s.name, (p.peak()-idle)/many)
 			p.stop()
 		}
@@ -114,7 +123,7 @@ func measureStart(t *table, servers []server, wechat *process, starts int) {
 		for _, s := range servers {
 			begun := time.Now()
 			p := start(s.command, "WX_BASE_URL=https://"+wechat.addr)
-			successful(crowd{addr: p.addr, callers: 1}.run())
+			successful(calls{newCaller(p.addr, 0, nil).ask(loginOf(0))})
 			t.add("exec to the first openid, ms", s.name, milliseconds(time.Since(begun)))
 			t.add("memory when idle, MiB", s.name, p.rss()/1024)
 			p.stop()
@@ -130,22 +139,14 @@ func measureStart(t *table, servers []server, wechat *process, starts int) {
 func measureLatency(wechat *process, rounds int) {
 	p := start([]string{service}, "WX_BASE_URL=https://"+wechat.addr)
 	defer p.stop()
-	client, code := newClient(), codeFor(50*time.Millisecond)
-	viaService := func(int) string { return post(client, "http://"+p.addr, code) }
-	direct := func(int) string {
-		return outcome(client.Get("https://" + wechat.addr + "/sns/jscode2session?js_code=" + code))
-	}
-	latency := func(ask func(int) string) (median, high float64) {
-		stop := flow(1000, ask)
-		time.Sleep(3 * time.Second)
-		return percentiles(successful(stop()))
-	}
-	latency(viaService) // opens the connections
-	latency(direct)
+	viaService := crowd{addr: p.addr, callers: 100, every: 100 * time.Millisecond, request: loginOf(50 * time.Millisecond)}
+	directly := viaService
+	directly.addr, directly.tls = wechat.addr, insecure
+	directly.request = "GET /sns/jscode2session?js_code=50ms HTTP/1.1\r\nHost: api.weixin.qq.com\r\n\r\n"
 	t := table{columns: []string{"service", "directly"}}
 	for range rounds {
-		median, high := latency(viaService)
-		directMedian, directHigh := latency(direct)
+		median, high := percentiles(successful(viaService.run(3 * time.Second)))
+		directMedian, directHigh := percentiles(successful(directly.run(3 * time.Second)))
 		t.add("median answer, ms", "service", median)
 		t.add("median answer, ms", "directly", directMedian)
 		t.add("99th percentile, ms", "service", high)
@@ -157,26 +158,19 @@ func measureLatency(wechat *process, rounds int) {
 	t.print()
 }
 
-// percentiles are the median and the 99th percentile, in milliseconds.
-func percentiles(all calls) (median, high float64) {
-	took := all.took("200")
-	return milliseconds(took[len(took)/2]), milliseconds(took[len(took)*99/100])
-}
-
-func milliseconds(d time.Duration) float64 { return d.Seconds() * 1e3 }
-
-// startQuietTime makes the first logins of a service that is 30 ms there and back away from WeChat.
-// The function that it returns makes another after the time that has passed until then.
-func startQuietTime(wechat string) (first func()) {
+// startQuietTime makes the first logins of a service that is 30 ms there and back from WeChat. The
+// function that it returns makes another, after the time that has passed until then.
+func startQuietTime(wechat string) (finish func()) {
 	p := start([]string{service}, "WX_BASE_URL=https://"+slowLink(wechat, 15*time.Millisecond))
-	login := func() time.Duration {
-		return successful(crowd{addr: p.addr, callers: 1}.run())[0].took.Round(time.Millisecond / 10)
+	caller := newCaller(p.addr, 0, nil)
+	took := func() time.Duration {
+		return successful(calls{caller.ask(loginOf(0))})[0].took.Round(time.Millisecond / 10)
 	}
-	cold, kept, since := login(), login(), time.Now()
+	cold, kept, since := took(), took(), time.Now()
 	return func() {
 		quiet := time.Since(since).Round(time.Second)
-		fmt.Printf("\n30 ms there and back from WeChat, a login takes %v at first, %v over a kept connection, %v after %v without one.\n",
-			cold, kept, login(), quiet)
+		fmt.Printf("\n30 ms there and back from WeChat, a login takes %v at first, %v right after that, and %v after %v without one.\n",
+			cold, kept, took(), quiet)
 		p.stop()
 	}
 }

@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// A call is a login and what came of it: "200", a status and the error of the answer, or an
-// error of this side.
+// A call is a request and what came of it: "200", another status and the "error" of the answer,
+// or why there was no answer.
 type call struct {
 	outcome string
 	begun   time.Time
@@ -65,14 +65,14 @@ func (cs calls) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// request is a login as sent over a connection.
-func request(code string) string {
+// login is a request with that code.
+func login(code string) string {
 	return fmt.Sprintf("POST /openid HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: MicroMessenger\r\n"+
 		"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n{\"code\":%q}", len(code)+11, code)
 }
 
-// codeFor is a code that the fake WeChat answers after that time.
-func codeFor(delay time.Duration) string { return fmt.Sprintf("%030dms", delay.Milliseconds()) }
+// loginOf is a request that the fake WeChat answers after that time.
+func loginOf(delay time.Duration) string { return login(fmt.Sprintf("%030dms", delay.Milliseconds())) }
 
 // outcome reads an answer.
 func outcome(resp *http.Response, err error) string {
@@ -94,12 +94,12 @@ func outcome(resp *http.Response, err error) string {
 	return strings.TrimSpace(fmt.Sprint(resp.StatusCode, " ", answer.Error))
 }
 
-// A caller has a connection, on which one login follows another.
+// A caller has a connection, on which one request follows another.
 type caller struct {
 	addr   string
-	from   net.IP      // of one address there is not the ports for a flood
-	tls    *tls.Config // nil without
-	conn   net.Conn    // nil before dial, and after an error
+	from   net.IP // one address has not the ports for a flood
+	tls    *tls.Config
+	conn   net.Conn // nil before dial, and after an error
 	reader *bufio.Reader
 }
 
@@ -128,79 +128,91 @@ func (c *caller) close() {
 	}
 }
 
-func (c *caller) login(code string) (came string) {
+func (c *caller) ask(request string) call {
+	begun := time.Now()
 	if c.conn == nil {
 		if err := c.dial(); err != nil {
-			return outcome(nil, err)
+			return call{outcome(nil, err), begun, time.Since(begun)}
 		}
 	}
 	c.conn.SetDeadline(time.Now().Add(time.Minute))
-	io.WriteString(c.conn, request(code))
+	io.WriteString(c.conn, request)
 	resp, err := http.ReadResponse(c.reader, nil)
-	came = outcome(resp, err)
+	came := outcome(resp, err)
 	if err != nil || resp.Close {
 		c.close()
 	}
-	return came
+	return call{came, begun, time.Since(begun)}
 }
 
-// A crowd is a number of callers that log in again and again.
+// A crowd is a number of callers, who make the same request again and again.
 type crowd struct {
 	addr    string
-	tls     *tls.Config
+	tls     *tls.Config // nil for plain HTTP
 	callers int
-	ramp    time.Duration // in which they begin, and at whose end all are waiting; 0 is all at once
-	length  time.Duration // for which they go on
-	delay   time.Duration // of WeChat
+	request string
+	every   time.Duration // each caller makes one; 0 is one upon the answer to the other, all at once
 }
 
-// run ends with the last answer, and returns all calls.
-func (c crowd) run() (all calls) {
+// start connects the callers and sets them off, until stop, which waits for their last answers.
+func (c crowd) start() (stop func() calls) {
 	callers := make([]*caller, c.callers)
 	for i := range callers {
 		callers[i] = newCaller(c.addr, i, c.tls)
 		check(callers[i].dial())
 	}
+	var all calls
 	var mu sync.Mutex
 	var running sync.WaitGroup
-	full := time.Now().Add(c.ramp)
+	var stopped atomic.Bool
+	begun := time.Now()
 	for i, caller := range callers {
 		running.Go(func() {
 			defer caller.close()
-			time.Sleep(c.ramp * time.Duration(i) / time.Duration(c.callers))
 			var mine calls
-			for begun := time.Now(); len(mine) == 0 || begun.Before(full.Add(c.length)); begun = time.Now() {
-				came := caller.login(codeFor(max(c.delay, full.Sub(begun))))
-				mine = append(mine, call{came, begun, time.Since(begun)})
+			next := begun.Add(c.every * time.Duration(i) / time.Duration(c.callers))
+			for ; !stopped.Load(); next = next.Add(c.every) {
+				time.Sleep(time.Until(next))
+				mine = append(mine, caller.ask(c.request))
 			}
 			mu.Lock()
 			defer mu.Unlock()
 			all = append(all, mine...)
 		})
 	}
-	running.Wait()
-	return all
+	return func() calls {
+		stopped.Store(true)
+		running.Wait()
+		return all
+	}
+}
+
+func (c crowd) run(length time.Duration) calls {
+	stop := c.start()
+	time.Sleep(length)
+	return stop()
 }
 
 // A flood is a number of connections on which something is sent, and nothing or next to nothing
 // after it.
 type flood struct {
-	addr   string
-	tls    *tls.Config
-	conns  int
-	text   string
-	drip   string // is sent every second, if there is any
-	length time.Duration
+	addr  string
+	tls   *tls.Config
+	conns int
+	ramp  time.Duration // in which they are opened
+	text  string
+	drip  string // is sent every second, if there is any
 }
 
-// run ends when the connections have been closed by the service or at the end of length. Those
-// were held for so long.
-func (f flood) run() (held int) {
-	var open sync.WaitGroup
-	var lasted atomic.Int64
-	end := time.Now().Add(f.length)
+// run ends when the service has closed all connections, or after length. It returns how many were
+// still open then.
+func (f flood) run(length time.Duration) int {
+	var running sync.WaitGroup
+	var held atomic.Int64
+	end := time.Now().Add(length)
 	for i := range f.conns {
-		open.Go(func() {
+		running.Go(func() {
+			time.Sleep(f.ramp * time.Duration(i) / time.Duration(f.conns))
 			c := newCaller(f.addr, i, f.tls)
 			if c.dial() != nil {
 				return
@@ -216,52 +228,10 @@ func (f flood) run() (held int) {
 				time.Sleep(time.Until(end))
 			}
 			if time.Now().After(end) {
-				lasted.Add(1)
+				held.Add(1)
 			}
 		})
 	}
-	open.Wait()
-	return int(lasted.Load())
-}
-
-// flow makes calls at a steady rate a second until stop, which waits for the last of them.
-// Unlike a crowd, it does not come slower when answers do.
-func flow(rate int, login func(i int) (outcome string)) (stop func() calls) {
-	var all calls
-	var mu sync.Mutex
-	var running sync.WaitGroup
-	ended := make(chan struct{})
-	running.Go(func() {
-		begun := time.Now()
-		for i := 0; ; i++ {
-			select {
-			case <-ended:
-				return
-			case <-time.After(time.Until(begun.Add(time.Second * time.Duration(i) / time.Duration(rate)))):
-			}
-			running.Go(func() {
-				begun := time.Now()
-				came := login(i)
-				mu.Lock()
-				defer mu.Unlock()
-				all = append(all, call{came, begun, time.Since(begun)})
-			})
-		}
-	})
-	return func() calls {
-		close(ended)
-		running.Wait()
-		return all
-	}
-}
-
-// newClient is a client for a flow, with as many connections as it likes, on whom a certificate
-// makes no impression.
-func newClient() *http.Client {
-	transport := &http.Transport{MaxIdleConnsPerHost: 10_000, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-	return &http.Client{Transport: transport, Timeout: time.Minute}
-}
-
-func post(client *http.Client, url, code string) (came string) {
-	return outcome(client.Post(url+"/openid", "application/json", strings.NewReader(`{"code":"`+code+`"}`)))
+	running.Wait()
+	return int(held.Load())
 }

@@ -60,7 +60,8 @@ func count(wechat *process, what string) (n float64) {
 	return n
 }
 
-var asker = newClient() // keeps its connection, so that counting makes no new ones
+// asker keeps its connection, so that counting makes no new ones.
+var asker = http.Client{Transport: &http.Transport{TLSClientConfig: insecure}}
 
 // leanLoop does the job with as little as net/http allows: no checks, no timeouts, no log.
 func leanLoop() {

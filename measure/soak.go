@@ -7,9 +7,9 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -22,18 +22,17 @@ func soak(args []string) bool {
 		length, err = time.ParseDuration(args[0])
 		check(err)
 	}
-	p, client := start([]string{service, "-sandbox"}, "WX_TIMEOUT=1s"), newClient()
+	p := start([]string{service, "-sandbox"}, "WX_TIMEOUT=1s")
 	var fds, rss []float64 // at each rest
 	for end, made := time.Now().Add(length), 0; time.Now().Before(end); {
-		burst := time.After(20 * time.Second)
-		over := make(chan struct{})
-		stop := flow(300, func(i int) string { return soakCall(p, client, made+i, over) })
-		<-burst
-		close(over)
-		all := stop()
-		want(len(all.bad(time.Minute, "as wanted")) == 0, "other outcomes: %v", all)
-		made += len(all)
-		client.CloseIdleConnections()
+		var running sync.WaitGroup
+		over := time.Now().Add(20 * time.Second)
+		for ; time.Now().Before(over); time.Sleep(3 * time.Millisecond) {
+			made++
+			turn := made
+			running.Go(func() { soakCall(p, turn, over) })
+		}
+		running.Wait()
 		time.Sleep(2 * time.Second)
 		fds, rss = append(fds, float64(p.fds())), append(rss, p.rss()/1024)
 		saw("%d requests until now, %v to go: %.0f descriptors, %.1f MiB", made, time.Until(end).Round(time.Second),
@@ -42,7 +41,7 @@ func soak(args []string) bool {
 	steady("descriptors", fds, 40)
 	steady("MiB", rss, 8)
 	p.end()
-	return failures == 0
+	return failures.Load() == 0
 }
 
 // steady wants the least of the later half to be no more than the most of the first quarter and
@@ -55,6 +54,7 @@ func steady(name string, rests []float64, margin float64) {
 
 // soakLogins are what is sent to /openid, and what comes of it.
 var soakLogins = []struct{ body, want string }{
+	{`{"code":"new-TURN"}`, "200"}, // which the sandbox has to remember
 	{`{"code":"the code is a mock one"}`, "200"},
 	{`{"code":"sandbox:user=a&unionid=1"}`, "200"},
 	{`{"code":"sandbox:delay=50ms"}`, "200"},
@@ -75,43 +75,30 @@ var soakLogins = []struct{ body, want string }{
 
 // soakTexts are what is sent by callers who then hang up, or wait, or send no more.
 var soakTexts = []string{
-	request("sandbox:delay=3s"), strings.TrimSuffix(request("half a body"), `body"}`), "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+	login("sandbox:delay=3s"), strings.TrimSuffix(login("half a body"), `body"}`), "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
 	"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", "GET /openid HTTP/1.1\r\n", "garbage\r\n\r\n", "",
 }
 
-// soakCall makes the call whose turn it is. What hangs on it hangs until the burst is over.
-func soakCall(p *process, client *http.Client, i int, over <-chan struct{}) string {
-	turn := i % (1 + len(soakLogins) + len(soakTexts))
-	if turn == 0 { // a code that the sandbox has not seen, and has to remember
-		if came := post(client, "http://"+p.addr, fmt.Sprint("new-", i)); came != "200" {
-			return came
-		}
-		return "as wanted"
+// soakCall makes the call whose turn it is. One that hangs on does so until the burst is over.
+func soakCall(p *process, turn int, over time.Time) {
+	c := newCaller(p.addr, turn, nil)
+	check(c.dial())
+	defer c.close()
+	if i := turn % (len(soakLogins) + len(soakTexts)); i < len(soakLogins) {
+		body := strings.ReplaceAll(soakLogins[i].body, "TURN", fmt.Sprint(turn))
+		came := c.ask(fmt.Sprintf("POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)).outcome
+		want(came == soakLogins[i].want, "%s, not %s, for %.50s", soakLogins[i].want, came, body)
+		return
 	}
-	if turn <= len(soakLogins) {
-		login := soakLogins[turn-1]
-		came := outcome(client.Post("http://"+p.addr+"/openid", "", strings.NewReader(login.body)))
-		if came != login.want {
-			return fmt.Sprintf("%s, not %s, for %.50s", came, login.want, login.body)
-		}
-		return "as wanted"
-	}
-	conn, err := net.Dial("tcp", p.addr)
-	if err != nil {
-		return err.Error()
-	}
-	defer conn.Close()
-	io.WriteString(conn, soakTexts[turn-1-len(soakLogins)])
+	io.WriteString(c.conn, soakTexts[turn%len(soakTexts)])
 	switch rand.IntN(3) {
 	case 0: // hang up at once
 	case 1:
-		<-over
+		time.Sleep(time.Until(over))
 	case 2:
-		conn.(*net.TCPConn).CloseWrite()
-		conn.SetDeadline(time.Now().Add(25 * time.Second))
-		if _, err := io.ReadAll(conn); err != nil {
-			return outcome(nil, err)
-		}
+		c.conn.(*net.TCPConn).CloseWrite()
+		c.conn.SetDeadline(time.Now().Add(25 * time.Second))
+		_, err := io.Copy(io.Discard, c.conn)
+		want(err == nil, "the connection closed, not %v", err)
 	}
-	return "as wanted"
 }

@@ -15,16 +15,17 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-const (
-	sandboxCode = "sandbox:delay=50ms"
-	halfSecond  = 500 * time.Millisecond
-)
+const halfSecond = 500 * time.Millisecond
 
-var insecure = &tls.Config{InsecureSkipVerify: true}
+var (
+	sandboxLogin = login("sandbox:delay=50ms")
+	insecure     = &tls.Config{InsecureSkipVerify: true}
+)
 
 // stress runs the scenarios that are named, or all, and returns whether they went as promised.
 func stress(names []string) bool {
@@ -49,17 +50,17 @@ func stress(names []string) bool {
 			s.run()
 		}
 	}
-	fmt.Printf("%d failures\n", failures)
-	return failures == 0
+	fmt.Printf("%d failures\n", failures.Load())
+	return failures.Load() == 0
 }
 
-var failures int
+var failures atomic.Int64
 
 func saw(format string, args ...any) { fmt.Printf("  "+format+"\n", args...) }
 
 func want(ok bool, format string, args ...any) {
 	if !ok {
-		failures++
+		failures.Add(1)
 		fmt.Printf("  FAILED: want "+format+"\n", args...)
 	}
 }
@@ -80,7 +81,7 @@ func collapse() {
 		}
 		wechat := start([]string{os.Args[0], "wechat"})
 		p := start(group.command(command...), "WX_BASE_URL=https://"+wechat.addr)
-		all := crowd{addr: p.addr, callers: 1000, length: 15 * time.Second, delay: 50 * time.Millisecond}.run()
+		all := crowd{addr: p.addr, callers: 1000, request: loginOf(50 * time.Millisecond)}.run(15 * time.Second)
 		answers[i] = len(all.took("200"))
 		saw("%s: %v", []string{"service", "lean loop"}[i], all)
 		want(i > 0 || len(all)-answers[i] < len(all)/100, "under 1 %% of the logins to fail")
@@ -149,22 +150,16 @@ func death(https bool) {
 		return fmt.Sprintf("peak %.0f MiB, with the kernel's %d", p.peak()/1024, group.peak())
 	}
 	saw("limit %d MiB, GOMEMLIMIT %s", mebibytes, limits[1])
-	all := crowd{addr: p.addr, tls: config, callers: 4000, length: 10 * time.Second, delay: halfSecond}.run()
+	all := crowd{addr: p.addr, tls: config, callers: 4000, request: loginOf(halfSecond)}.run(10 * time.Second)
 	saw("4,000 callers at once: %v; %s", all, usage())
 	want(len(all.bad(time.Minute, "200", "503 overloaded")) == 0, "200 or 503 overloaded")
 	for _, s := range silences(https) {
-		underWay := make(chan calls)
-		go func() {
-			underWay <- crowd{addr: p.addr, tls: config, callers: 20, length: hold, delay: halfSecond}.run()
-		}()
-		time.Sleep(halfSecond)
-		flood{addr: p.addr, tls: s.tls, conns: 12_000, text: s.text, length: hold}.run()
-		begun := time.Now()
-		came := newCaller(p.addr, 0, config).login(codeFor(0))
-		took := time.Since(begun).Round(time.Millisecond)
-		others := <-underWay
-		saw("12,000 callers send %s: others got %v, then one %s in %v; %s", s.name, others, came, took, usage())
-		want(came == "200" && took < time.Second, "200 within a second of the flood's end")
+		stop := crowd{addr: p.addr, tls: config, callers: 20, request: loginOf(halfSecond)}.start()
+		flood{addr: p.addr, tls: s.tls, conns: 12_000, text: s.text}.run(hold)
+		after := newCaller(p.addr, 0, config).ask(loginOf(0))
+		others := stop()
+		saw("12,000 callers send %s: others got %v, and after it %v; %s", s.name, others, calls{after}, usage())
+		want(after.outcome == "200" && after.took < time.Second, "200 within a second of the flood's end")
 		want(len(others.bad(time.Minute, "200")) == 0, "200 during the flood")
 	}
 	p.end()
@@ -175,16 +170,16 @@ func memory() {
 	defer wechat.stop()
 	show := func(s silence, conns int, settings ...string) {
 		p := start([]string{service}, append(settings, "WX_BASE_URL=https://"+wechat.addr)...)
-		newCaller(p.addr, 0, s.tls).login(codeFor(0))
+		newCaller(p.addr, 0, s.tls).ask(loginOf(0))
 		idle := p.rss()
-		flood{addr: p.addr, tls: s.tls, conns: conns, text: s.text, length: 8 * time.Second}.run()
+		flood{addr: p.addr, tls: s.tls, conns: conns, text: s.text}.run(8 * time.Second)
 		saw("%5.1f KiB for each of %d callers who send %s", (p.peak()-idle)/float64(conns), conns, s.name)
 		p.stop()
 	}
-	login := silence{"a login and wait for WeChat", request(codeFor(4 * time.Second)), nil}
-	show(login, 1000)
-	login.name += ", with a connection for each"
-	show(login, 1000, "MAX_INFLIGHT=4096")
+	exchange := silence{"a login and wait for WeChat", loginOf(4 * time.Second), nil}
+	show(exchange, 1000)
+	exchange.name += ", with a connection for each"
+	show(exchange, 1000, "MAX_INFLIGHT=4096")
 	for _, s := range silences(false) {
 		show(s, 5000)
 	}
@@ -194,17 +189,17 @@ func memory() {
 }
 
 func slow() {
-	p, client := start([]string{service, "-sandbox"}), newClient()
-	stop := flow(50, func(int) string { return post(client, "http://"+p.addr, sandboxCode) })
+	p := start([]string{service, "-sandbox"})
+	stop := crowd{addr: p.addr, callers: 50, every: time.Second, request: sandboxLogin}.start()
 	const head = "POST /openid HTTP/1.1\r\nHost: api.example.com\r\nContent-Length: 4096\r\n"
 	for name, attack := range map[string]flood{
 		"headers, a line a second": {conns: 1000, text: head, drip: "A: b\r\n"},
 		"bodies, a byte a second":  {conns: 1000, text: head + "\r\n{", drip: " "},
 		"never read":               {conns: 10, drip: strings.Repeat("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 100_000)},
 	} {
-		attack.addr, attack.length = p.addr, time.Minute
+		attack.addr = p.addr
 		begun := time.Now()
-		held := attack.run()
+		held := attack.run(time.Minute)
 		saw("%d × %s: gone after %v", attack.conns, name, time.Since(begun).Round(time.Second))
 		want(held == 0, "all of them gone by then")
 	}
@@ -218,17 +213,15 @@ func descriptors() {
 	p := start([]string{"sh", "-c", `ulimit -n 100 && exec "$0" -sandbox`, service})
 	before, ended := p.fds(), make(chan int)
 	go func() {
-		ended <- flood{addr: p.addr, conns: 300, text: request("sandbox:delay=1s"), length: 5 * time.Second}.run()
+		ended <- flood{addr: p.addr, conns: 300, text: login("sandbox:delay=1s")}.run(5 * time.Second)
 	}()
 	time.Sleep(3 * time.Second)
 	saw("of 100 descriptors %d are in use at first, %d with 300 callers", before, p.fds())
 	want(p.fds() > 90, "none left")
 	<-ended
-	begun := time.Now()
-	came := newCaller(p.addr, 0, nil).login(sandboxCode)
-	took := time.Since(begun).Round(time.Millisecond)
-	saw("after that a login gets %s in %v", came, took)
-	want(came == "200" && took < 5*time.Second, "200 within 5s")
+	after := calls{newCaller(p.addr, 0, nil).ask(sandboxLogin)}
+	saw("after that a login gets %v", after)
+	want(len(after.bad(5*time.Second, "200")) == 0, "200 within 5s")
 	p.end()
 }
 
@@ -244,7 +237,7 @@ func rollingNginx() {
 	file := filepath.Join(dir, "nginx.conf")
 	check(os.WriteFile(file, []byte("daemon off; master_process off; error_log stderr; pid "+dir+"/pid;\n"+
 		"events { worker_connections 4096; }\nhttp {"+config+"}"), 0o600))
-	rolling(exec.Command("nginx", "-p", dir, "-c", file), "https://"+front, copies)
+	rolling(exec.Command("nginx", "-p", dir, "-c", file), front, insecure, copies)
 }
 
 func rollingHAProxy() {
@@ -252,26 +245,28 @@ func rollingHAProxy() {
 	file := filepath.Join(dir, "haproxy.conf")
 	check(os.WriteFile(file, []byte("defaults\n mode http\n timeout connect 2s\n timeout client 30s\n timeout server 8s\n"+
 		" option redispatch 1\nlisten wxopenid\n bind "+front+"\n server a "+copies[0]+"\n server b "+copies[1]+"\n"), 0o600))
-	rolling(exec.Command("haproxy", "-db", "-f", file), "http://"+front, copies)
+	rolling(exec.Command("haproxy", "-db", "-f", file), front, nil, copies)
 }
 
 // rolling restarts two copies in turn behind a load balancer.
-func rolling(balancer *exec.Cmd, url string, copies []string) {
+func rolling(balancer *exec.Cmd, front string, config *tls.Config, copies []string) {
 	balancer.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := balancer.Start(); err != nil {
 		saw("skipped: %v", err)
 		return
 	}
-	running, client := make([]*process, len(copies)), newClient()
+	running := make([]*process, len(copies))
 	for i, addr := range copies {
 		running[i] = start([]string{service, "-sandbox"}, "ADDR="+addr)
 	}
-	for begun := time.Now(); post(client, url, sandboxCode) != "200"; time.Sleep(halfSecond) {
+	first := newCaller(front, 0, config)
+	for begun := time.Now(); first.ask(sandboxLogin).outcome != "200"; time.Sleep(halfSecond) {
 		if time.Since(begun) > 10*time.Second {
 			check(fmt.Errorf("%v gives no openid within 10s", balancer))
 		}
 	}
-	stop := flow(500, func(int) string { return post(client, url, sandboxCode) })
+	first.close()
+	stop := crowd{addr: front, tls: config, callers: 50, every: 100 * time.Millisecond, request: sandboxLogin}.start()
 	for i := range 24 {
 		time.Sleep(time.Second) // with both copies
 		turn := i % len(copies)
@@ -292,8 +287,8 @@ func rolling(balancer *exec.Cmd, url string, copies []string) {
 func failover(signal syscall.Signal) {
 	addr := freeAddr()
 	first, second := start([]string{os.Args[0], "wechat"}, "ADDR="+addr), start([]string{os.Args[0], "wechat"})
-	p, client := start([]string{service}, "WX_BASE_URL=https://"+addr+",https://"+second.addr), newClient()
-	stop := flow(300, func(int) string { return post(client, "http://"+p.addr, codeFor(20*time.Millisecond)) })
+	p := start([]string{service}, "WX_BASE_URL=https://"+addr+",https://"+second.addr)
+	stop := crowd{addr: p.addr, callers: 300, every: time.Second, request: loginOf(20 * time.Millisecond)}.start()
 	time.Sleep(3 * time.Second)
 	lost := time.Now()
 	check(first.cmd.Process.Signal(signal))
