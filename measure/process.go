@@ -111,7 +111,7 @@ type cgroup string
 // for the same things.
 func newCgroup(controller string, limit int) (cgroup, error) {
 	parent, file := "/sys/fs/cgroup", controller+".max"
-	if err := os.WriteFile(parent+"/cgroup.subtree_control", []byte("+cpu +memory"), 0); err != nil { // version 1
+	if _, err := os.Stat(parent + "/cgroup.controllers"); err != nil { // version 1
 		parent += "/" + controller
 		file = map[string]string{"cpu": "cpu.cfs_quota_us", "memory": "memory.limit_in_bytes"}[controller]
 	}
