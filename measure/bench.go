@@ -99,10 +99,9 @@ func percentiles(all calls) (median, high float64) {
 
 func milliseconds(d time.Duration) float64 { return d.Seconds() * 1e3 }
 
-// measureMemory has many requests in flight, each with a connection to WeChat. The answers are in
-// it as well.
+// measureMemory has many requests in flight, each with a connection to WeChat, and then answered.
 func measureMemory(t *table, servers []server, wechat *process, rounds int) {
-	const many = 2000
+	const many = 1000
 	for range rounds {
 		for _, s := range servers {
 			p := start(s.command, "WX_BASE_URL=https://"+wechat.addr, "WX_TIMEOUT=1m",

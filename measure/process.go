@@ -41,12 +41,13 @@ func start(command []string, settings ...string) *process {
 	go func() {
 		defer close(p.ended)
 		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			var line struct{ Msg, Addr string }
-			json.Unmarshal(lines.Bytes(), &line)
-			if line.Addr != "" {
+			if strings.Contains(lines.Text(), `"msg":"request"`) || p.said.Len() > 10_000 {
+				continue
+			}
+			fmt.Fprintln(&p.said, lines.Text())
+			var line struct{ Addr string }
+			if json.Unmarshal(lines.Bytes(), &line); line.Addr != "" {
 				listens <- line.Addr
-			} else if line.Msg != "request" && p.said.Len() < 10_000 {
-				fmt.Fprintln(&p.said, lines.Text())
 			}
 		}
 		p.cmd.Wait()
@@ -65,8 +66,6 @@ func (p *process) stop() int {
 	<-p.ended
 	return p.cmd.ProcessState.ExitCode()
 }
-
-func (p *process) signal(s syscall.Signal) { check(p.cmd.Process.Signal(s)) }
 
 func (p *process) proc(name string) string {
 	return fmt.Sprintf("/proc/%d/%s", p.cmd.Process.Pid, name)

@@ -35,7 +35,7 @@ func stress(names []string) bool {
 	}{
 		{"collapse", "with a tenth of a core and 1,000 callers at once, it answers as many as the lean loop", collapse},
 		{"death", "with the memory that deploy/kubernetes.yaml gives it, no flood kills it", func() { death(false) }},
-		{"death-tls", "nor where it serves HTTPS itself", func() { death(true) }},
+		{"death-tls", "nor where it serves HTTPS itself, with half of MAX_CONNS", func() { death(true) }},
 		{"memory", "what a caller can make it hold", memory},
 		{"slow", "slow callers are cut off within a minute, and others do not notice them", slow},
 		{"descriptors", "it survives having no descriptors left", descriptors},
@@ -144,8 +144,8 @@ func death(https bool) {
 	settings := []string{"WX_BASE_URL=https://" + wechat.addr, "GOMEMLIMIT=" + string(limits[1])}
 	hold, config := 5*time.Second, (*tls.Config)(nil)
 	if https {
-		settings = append(settings, certificate()...)
-		hold, config = 20*time.Second, insecure // for 12,000 handshakes
+		settings = append(append(settings, "MAX_CONNS=5000"), certificate()...) // TLS takes twice the memory
+		hold, config = 20*time.Second, insecure                                 // time for so many handshakes
 	}
 	p := start(group.command(service), settings...)
 	usage := func() string {
