@@ -11,10 +11,11 @@ import (
 
 func TestSettings(t *testing.T) {
 	t.Parallel()
-	secretFile := filepath.Join(t.TempDir(), "secret")
+	secretFile := filepath.Join(t.TempDir(), "应用 密钥")
 	writeFile(t, secretFile, "\n\t "+testSecret+" \r\n\n")
-	want := config{appID: testAppID, appSecret: testSecret, addr: ":2020", timeout: 5 * time.Second, maxInflight: 1024}
 	const urls = "[https://api.weixin.qq.com https://api2.weixin.qq.com]"
+	defaults := config{appID: testAppID, appSecret: testSecret, addr: ":2020", timeout: 5 * time.Second,
+		maxInflight: 1024, maxConns: 10_000}
 	tests := []struct {
 		name    string
 		env     map[string]string // beside credentials
@@ -23,19 +24,24 @@ func TestSettings(t *testing.T) {
 		urls    string
 	}{
 		{"defaults", nil, false, func(*config) {}, urls},
-		{"empty is unset", map[string]string{"ADDR": "", "WX_APPSECRET_FILE": "", "WX_BASE_URL": "", "WX_TIMEOUT": "", "MAX_INFLIGHT": "", "TLS_CERT": "", "TLS_KEY": ""}, false, func(*config) {}, urls},
-		{"secret in a file", map[string]string{"WX_APPSECRET": "", "WX_APPSECRET_FILE": secretFile}, false, func(*config) {}, urls},
+		{"empty is not set", map[string]string{"ADDR": "", "WX_APPSECRET_FILE": "", "WX_BASE_URL": "", "WX_TIMEOUT": "",
+			"MAX_INFLIGHT": "", "MAX_CONNS": "", "TLS_CERT": "", "TLS_KEY": ""}, false, func(*config) {}, urls},
+		{"AppSecret in a file", map[string]string{"WX_APPSECRET": "", "WX_APPSECRET_FILE": secretFile}, false, func(*config) {}, urls},
+		{"odd AppSecret", map[string]string{"WX_APPSECRET": `a"b'&=+%#?`}, false, func(c *config) { c.appSecret = `a"b'&=+%#?` }, urls},
 		{"port alone", map[string]string{"ADDR": ":80"}, false, func(c *config) { c.addr = ":80" }, urls},
 		{"any port", map[string]string{"ADDR": "127.0.0.1:0"}, false, func(c *config) { c.addr = "127.0.0.1:0" }, urls},
 		{"IPv6", map[string]string{"ADDR": "[::1]:65535"}, false, func(c *config) { c.addr = "[::1]:65535" }, urls},
-		{"name", map[string]string{"ADDR": "localhost:8080"}, false, func(c *config) { c.addr = "localhost:8080" }, urls},
 		{"timeout", map[string]string{"WX_TIMEOUT": "1m30s"}, false, func(c *config) { c.timeout = 90 * time.Second }, urls},
-		{"one at a time", map[string]string{"MAX_INFLIGHT": "1"}, false, func(c *config) { c.maxInflight = 1 }, urls},
-		{"HTTPS", map[string]string{"TLS_CERT": "c.pem", "TLS_KEY": "k.pem"}, false, func(c *config) { c.tlsCert, c.tlsKey = "c.pem", "k.pem" }, urls},
+		{"one at a time", map[string]string{"MAX_INFLIGHT": "1", "MAX_CONNS": "1"}, false,
+			func(c *config) { c.maxInflight, c.maxConns = 1, 1 }, urls},
+		{"HTTPS", map[string]string{"TLS_CERT": "证书 1.pem", "TLS_KEY": "k.pem"}, false,
+			func(c *config) { c.tlsCert, c.tlsKey = "证书 1.pem", "k.pem" }, urls},
 		{"one base URL", map[string]string{"WX_BASE_URL": "http://localhost:2020"}, false, func(*config) {}, "[http://localhost:2020]"},
-		{"base URLs with prefixes", map[string]string{"WX_BASE_URL": "https://gate.example:8443/wx/,https://[2001:db8::1]/a/b,HTTPS://x"}, false, func(*config) {}, "[https://gate.example:8443/wx/ https://[2001:db8::1]/a/b https://x]"},
+		{"base URLs with prefixes", map[string]string{"WX_BASE_URL": "https://gate.example:8443/wx/,https://[2001:db8::1]/a/b,HTTPS://x"},
+			false, func(*config) {}, "[https://gate.example:8443/wx/ https://[2001:db8::1]/a/b https://x]"},
 		{"sandbox", nil, true, func(c *config) { c.addr, c.sandbox = "127.0.0.1:2020", true }, "[]"},
-		{"sandbox ignores the base URL", map[string]string{"WX_BASE_URL": "not one", "ADDR": ":1"}, true, func(c *config) { c.addr, c.sandbox = ":1", true }, "[]"},
+		{"sandbox ignores the base URL", map[string]string{"WX_BASE_URL": "not one", "ADDR": ":1"}, true,
+			func(c *config) { c.addr, c.sandbox = ":1", true }, "[]"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -49,7 +55,7 @@ func TestSettings(t *testing.T) {
 			if urls := fmt.Sprint(got.baseURLs); urls != test.urls {
 				t.Errorf("got base URLs %s, want %s", urls, test.urls)
 			}
-			want, got := want, got
+			want := defaults
 			test.differs(&want)
 			got.baseURLs = nil
 			if fmt.Sprint(got) != fmt.Sprint(want) {
@@ -64,96 +70,156 @@ func TestSandboxMakesUpCredentials(t *testing.T) {
 	none := func(string) string { return "" }
 	one, err := loadConfig(none, true)
 	other, _ := loadConfig(none, true)
-	if err != nil || one.appID == "" || one.appSecret == "" || one.appSecret == other.appSecret {
+	if err != nil || one.appID == "" || one.appSecret == "" || one.appSecret == other.appSecret || len(one.warnings) > 0 {
 		t.Errorf("got %+v, then %+v, error %v, want an AppID and an AppSecret of its own each time", one, other, err)
 	}
 }
 
+// TestBadSettings has rows of one bad setting each. Their values hold "hunter2", which is never to be printed.
 func TestBadSettings(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	file := func(name, content string) string {
-		path := filepath.Join(dir, name)
+	dir, files := t.TempDir(), 0
+	inFile := func(content string) map[string]string {
+		files++
+		path := filepath.Join(dir, fmt.Sprint("hunter2-", files))
 		writeFile(t, path, content)
-		return path
+		return map[string]string{"WX_APPSECRET": "", "WX_APPSECRET_FILE": path}
 	}
-	const both = "WX_APPSECRET WX_APPSECRET_FILE"
+	set := func(name, value string) map[string]string { return map[string]string{name: value} }
 	tests := []struct {
 		name  string
-		env   map[string]string // beside credentials; the values hold "hunter2", never to be printed
-		names string            // of the variables to mend
+		env   map[string]string // beside credentials
+		words string            // in the line: the variable, the cause and what to do
 	}{
-		{"no credentials", map[string]string{"WX_APPID": "", "WX_APPSECRET": ""}, "WX_APPID WX_APPSECRET -sandbox mp.weixin.qq.com"},
-		{"no AppID", map[string]string{"WX_APPID": ""}, "WX_APPID mp.weixin.qq.com"},
-		{"no AppSecret", map[string]string{"WX_APPSECRET": ""}, both},
-		{"AppID with a space", map[string]string{"WX_APPID": "hunter2 "}, "WX_APPID"},
-		{"AppID with a line break", map[string]string{"WX_APPID": "hunter2\n"}, "WX_APPID"},
-		{"AppID that is a placeholder", map[string]string{"WX_APPID": "你的AppID"}, "WX_APPID"},
-		{"AppSecret with a space", map[string]string{"WX_APPSECRET": "hunter2 hunter2"}, "WX_APPSECRET"},
-		{"AppSecret that is a placeholder", map[string]string{"WX_APPSECRET": "你的AppSecret"}, "WX_APPSECRET"},
-		{"AppSecret with DEL", map[string]string{"WX_APPSECRET": "hunter2\x7f"}, "WX_APPSECRET"},
-		{"AppSecret too long", map[string]string{"WX_APPSECRET": strings.Repeat("hunter2", 100)}, "WX_APPSECRET"},
-		{"both", map[string]string{"WX_APPSECRET": "hunter2", "WX_APPSECRET_FILE": "hunter2"}, both},
-		{"both, the file readable", map[string]string{"WX_APPSECRET_FILE": file("readable", "hunter2")}, both},
-		{"file that is not there", map[string]string{"WX_APPSECRET": "", "WX_APPSECRET_FILE": "hunter2"}, "WX_APPSECRET_FILE"},
-		{"file that is a directory", map[string]string{"WX_APPSECRET": "", "WX_APPSECRET_FILE": dir}, "WX_APPSECRET_FILE"},
-		{"file that is empty", map[string]string{"WX_APPSECRET": "", "WX_APPSECRET_FILE": file("empty", "\n")}, "WX_APPSECRET_FILE"},
-		{"file with two words", map[string]string{"WX_APPSECRET": "", "WX_APPSECRET_FILE": file("words", "hunter2 hunter2")}, "WX_APPSECRET_FILE"},
-		{"ADDR without port", map[string]string{"ADDR": "hunter2"}, "ADDR"},
-		{"ADDR with an empty port", map[string]string{"ADDR": "hunter2:"}, "ADDR"},
-		{"ADDR with a port name", map[string]string{"ADDR": ":hunter2"}, "ADDR"},
-		{"ADDR with a port too high", map[string]string{"ADDR": "hunter2:65536"}, "ADDR"},
-		{"ADDR that is a URL", map[string]string{"ADDR": "http://hunter2:80"}, "ADDR"},
-		{"ADDR with a space", map[string]string{"ADDR": "hunter2 :80"}, "ADDR"},
-		{"ADDR, IPv6 without brackets", map[string]string{"ADDR": "::1:80"}, "ADDR"},
-		{"base URL without scheme", map[string]string{"WX_BASE_URL": "hunter2"}, "WX_BASE_URL"},
-		{"base URL with another scheme", map[string]string{"WX_BASE_URL": "ftp://hunter2"}, "WX_BASE_URL"},
-		{"base URL without host", map[string]string{"WX_BASE_URL": "https:///hunter2"}, "WX_BASE_URL"},
-		{"base URL with a port alone", map[string]string{"WX_BASE_URL": "https://:443/hunter2"}, "WX_BASE_URL"},
-		{"base URL with a password", map[string]string{"WX_BASE_URL": "https://x:hunter2@x"}, "WX_BASE_URL"},
-		{"base URL with a query", map[string]string{"WX_BASE_URL": "https://hunter2?x"}, "WX_BASE_URL"},
-		{"base URL with a fragment", map[string]string{"WX_BASE_URL": "https://hunter2#x"}, "WX_BASE_URL"},
-		{"base URL with a control character", map[string]string{"WX_BASE_URL": "https://hunter2\x01"}, "WX_BASE_URL"},
-		{"base URL after a space", map[string]string{"WX_BASE_URL": "https://x, https://hunter2"}, "WX_BASE_URL"},
-		{"base URL left out", map[string]string{"WX_BASE_URL": "https://hunter2,"}, "WX_BASE_URL"},
-		{"timeout without unit", map[string]string{"WX_TIMEOUT": "5"}, "WX_TIMEOUT"},
-		{"no timeout", map[string]string{"WX_TIMEOUT": "0s"}, "WX_TIMEOUT"},
-		{"timeout below zero", map[string]string{"WX_TIMEOUT": "-5s"}, "WX_TIMEOUT"},
-		{"timeout in words", map[string]string{"WX_TIMEOUT": "hunter2"}, "WX_TIMEOUT"},
-		{"none at a time", map[string]string{"MAX_INFLIGHT": "0"}, "MAX_INFLIGHT"},
-		{"fewer than none", map[string]string{"MAX_INFLIGHT": "-1"}, "MAX_INFLIGHT"},
-		{"a fraction", map[string]string{"MAX_INFLIGHT": "1.5"}, "MAX_INFLIGHT"},
-		{"so many words", map[string]string{"MAX_INFLIGHT": "hunter2"}, "MAX_INFLIGHT"},
-		{"certificate without key", map[string]string{"TLS_CERT": "hunter2"}, "TLS_CERT TLS_KEY"},
-		{"key without certificate", map[string]string{"TLS_KEY": "hunter2"}, "TLS_CERT TLS_KEY"},
-		{"all of them", map[string]string{
-			"WX_APPID": "hunter2 ", "WX_APPSECRET": "hunter2", "WX_APPSECRET_FILE": "hunter2", "ADDR": "hunter2", "WX_BASE_URL": "hunter2",
-			"WX_TIMEOUT": "hunter2", "MAX_INFLIGHT": "hunter2", "TLS_CERT": "hunter2",
-		}, "WX_APPID WX_APPSECRET WX_APPSECRET_FILE ADDR WX_BASE_URL WX_TIMEOUT MAX_INFLIGHT TLS_CERT TLS_KEY"},
+		{"no AppID", set("WX_APPID", ""), "WX_APPID not set mp.weixin.qq.com -sandbox"},
+		{"no AppSecret", set("WX_APPSECRET", ""), "WX_APPSECRET not set WX_APPSECRET_FILE -sandbox"},
+		{"placeholder", set("WX_APPID", "你的AppID"), "WX_APPID ASCII placeholder"},
+		{"placeholder of the AppSecret", set("WX_APPSECRET", "<你的AppSecret>"), "WX_APPSECRET ASCII placeholder"},
+		{"space at the end", set("WX_APPID", "hunter2 "), "WX_APPID white space remove"},
+		{"space inside", set("WX_APPSECRET", "hunter2 hunter2"), "WX_APPSECRET white space"},
+		{"no-break space", set("WX_APPSECRET", "hunter2\u00a0"), "WX_APPSECRET white space"},
+		{"line break", set("WX_APPID", "hunter2\n"), "WX_APPID line break"},
+		{"control character", set("WX_APPSECRET", "hunter2\x7f"), "WX_APPSECRET ASCII"},
+		{"CR", set("WX_APPID", "hunter2\r"), "WX_APPID CR LF"},
+		{"CR after the AppSecret", set("WX_APPSECRET", "hunter2\r"), "WX_APPSECRET CR LF"},
+		{"CR after quotes", set("WX_APPSECRET", "\"hunter2\"\r"), "WX_APPSECRET CR LF"},
+		{"CR after a path", set("TLS_CERT", "hunter2\r"), "TLS_CERT CR LF"},
+		{"CR after a file name", map[string]string{"WX_APPSECRET": "", "WX_APPSECRET_FILE": "hunter2\r"}, "WX_APPSECRET_FILE CR LF"},
+		{"CR alone", set("WX_TIMEOUT", "\r"), "WX_TIMEOUT CR"},
+		{"CR after ADDR", set("ADDR", ":2020\r"), "ADDR CR"},
+		{"double quotes", set("WX_APPSECRET", `"hunter2"`), "WX_APPSECRET quotes remove"},
+		{"single quotes", set("WX_APPID", "'hunter2'"), "WX_APPID quotes remove"},
+		{"quotes of Chinese keyboards", set("WX_APPID", "“hunter2”"), "WX_APPID quotes remove"},
+		{"quoted path", set("TLS_KEY", `"hunter2"`), "TLS_KEY quotes remove"},
+		{"quoted ADDR", set("ADDR", `":2020"`), "ADDR quotes remove"},
+		{"AppSecret twice", map[string]string{"WX_APPSECRET": "hunter2", "WX_APPSECRET_FILE": "hunter2"},
+			"WX_APPSECRET WX_APPSECRET_FILE both remove"},
+		{"no such file", map[string]string{"WX_APPSECRET": "", "WX_APPSECRET_FILE": "hunter2"}, "WX_APPSECRET_FILE no such file name"},
+		{"directory", map[string]string{"WX_APPSECRET": "", "WX_APPSECRET_FILE": dir}, "WX_APPSECRET_FILE directory"},
+		{"empty file", inFile("\n"), "WX_APPSECRET_FILE empty put"},
+		{"file with white space", inFile("hunter2 hunter2"), "WX_APPSECRET_FILE white space"},
+		{"file with quotes", inFile("\"hunter2\"\n"), "WX_APPSECRET_FILE quotes remove"},
+		{"file with a placeholder", inFile("你的AppSecret"), "WX_APPSECRET_FILE ASCII placeholder"},
+		{"file with a BOM", inFile("\ufeffhunter2"), "WX_APPSECRET_FILE BOM UTF-8"},
+		{"file in UTF-16", inFile("\xff\xfeh\x00u\x00"), "WX_APPSECRET_FILE UTF-16 UTF-8"},
+		{"file in UTF-16, big-endian", inFile("\xfe\xff\x00h\x00u"), "WX_APPSECRET_FILE UTF-16 UTF-8"},
+		{"file in UTF-16 without BOM", inFile("h\x00u\x00"), "WX_APPSECRET_FILE UTF-16 UTF-8"},
+		{"file as .env", inFile("WX_APPSECRET=hunter2\n"), "WX_APPSECRET_FILE alone"},
+		{"file as .env, exported", inFile("export WX_APPSECRET='hunter2'\n"), "WX_APPSECRET_FILE alone"},
+		{"ADDR without port", set("ADDR", "hunter2"), "ADDR host:port"},
+		{"ADDR with an empty port", set("ADDR", "hunter2:"), "ADDR host:port"},
+		{"ADDR with a port name", set("ADDR", ":hunter2"), "ADDR host:port"},
+		{"ADDR with a port too high", set("ADDR", "hunter2:65536"), "ADDR host:port"},
+		{"ADDR that is a URL", set("ADDR", "http://hunter2:80"), "ADDR host:port"},
+		{"ADDR, IPv6 without brackets", set("ADDR", "::1:80"), "ADDR host:port"},
+		{"ADDR with a Chinese colon", set("ADDR", "：2020"), "ADDR ASCII"},
+		{"base URL with the path", set("WX_BASE_URL", "https://hunter2/sns/jscode2session"), "WX_BASE_URL leave /sns/jscode2session out"},
+		{"base URL with the path and query", set("WX_BASE_URL", "https://hunter2/sns/jscode2session?secret=hunter2"), "WX_BASE_URL leave"},
+		{"second base URL with the path", set("WX_BASE_URL", "https://x,https://hunter2/sns/jscode2session/"), "WX_BASE_URL leave"},
+		{"base URL without scheme", set("WX_BASE_URL", "hunter2"), "WX_BASE_URL https://host"},
+		{"base URL with another scheme", set("WX_BASE_URL", "ftp://hunter2"), "WX_BASE_URL https://host"},
+		{"base URL without host", set("WX_BASE_URL", "https:///hunter2"), "WX_BASE_URL https://host"},
+		{"base URL with a port alone", set("WX_BASE_URL", "https://:443/hunter2"), "WX_BASE_URL https://host"},
+		{"base URL with a password", set("WX_BASE_URL", "https://x:hunter2@x"), "WX_BASE_URL https://host"},
+		{"base URL with a query", set("WX_BASE_URL", "https://hunter2?x"), "WX_BASE_URL https://host"},
+		{"base URL with a fragment", set("WX_BASE_URL", "https://hunter2#x"), "WX_BASE_URL https://host"},
+		{"base URL that cannot be parsed", set("WX_BASE_URL", "https://hunter2:x"), "WX_BASE_URL https://host"},
+		{"base URL after a space", set("WX_BASE_URL", "https://x, https://hunter2"), "WX_BASE_URL white space"},
+		{"base URL left out", set("WX_BASE_URL", "https://hunter2,"), "WX_BASE_URL https://host"},
+		{"timeout without unit", set("WX_TIMEOUT", "5"), "WX_TIMEOUT unit missing 5s"},
+		{"timeout with a fraction", set("WX_TIMEOUT", "2.5"), "WX_TIMEOUT unit missing 5s"},
+		{"timeout of zero", set("WX_TIMEOUT", "0s"), "WX_TIMEOUT above zero 5s"},
+		{"timeout below zero", set("WX_TIMEOUT", "-5s"), "WX_TIMEOUT above zero 5s"},
+		{"timeout in words", set("WX_TIMEOUT", "hunter2"), "WX_TIMEOUT above zero 5s"},
+		{"zero at a time", set("MAX_INFLIGHT", "0"), "MAX_INFLIGHT above zero 1024"},
+		{"fewer than zero", set("MAX_CONNS", "-1"), "MAX_CONNS above zero 10000"},
+		{"a fraction", set("MAX_INFLIGHT", "1.5"), "MAX_INFLIGHT whole 1024"},
+		{"a word", set("MAX_CONNS", "hunter2"), "MAX_CONNS whole 10000"},
+		{"certificate without key", set("TLS_CERT", "hunter2"), "TLS_CERT TLS_KEY both neither"},
+		{"key without certificate", set("TLS_KEY", "hunter2"), "TLS_CERT TLS_KEY both neither"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			env := credentials()
 			maps.Copy(env, test.env)
-			code, stdout, stderr := runToEnd(t, env)
-			if code != 2 || stdout != "" {
-				t.Errorf("got exit code %d and %q on standard output, want 2 and nothing", code, stdout)
+			lines := badSettings(t, env)
+			checkWords(t, "standard error", lines[0], test.words)
+			pair := strings.HasPrefix(test.words, "TLS_") && len(lines) == 2 // that the other one is not set
+			if len(lines) != 1 && !pair {
+				t.Errorf("got %q, want one line", lines)
 			}
-			for name := range strings.FieldsSeq(test.names) {
-				if !strings.Contains(stderr, name) {
-					t.Errorf("got %q, want %s in it", stderr, name)
-				}
-			}
-			for name := range env {
-				if strings.Contains(stderr, name) && !strings.Contains(test.names, name) {
-					t.Errorf("got %q, want nothing of %s, which is good", stderr, name)
-				}
-			}
-			for _, value := range []string{"hunter2", "你的", testSecret, testAppID} {
-				if strings.Contains(stderr, value) {
-					t.Errorf("got %q, want no value in it", stderr)
-				}
+		})
+	}
+	t.Run("all at once", func(t *testing.T) {
+		t.Parallel()
+		names := []string{"WX_APPID", "WX_APPSECRET", "ADDR", "WX_TIMEOUT", "MAX_INFLIGHT", "MAX_CONNS", "TLS_CERT", "WX_BASE_URL"}
+		env := make(map[string]string)
+		for _, name := range names {
+			env[name] = "hunter2 \x01"
+		}
+		lines := strings.Join(badSettings(t, env), "\n")
+		checkWords(t, "standard error", lines, strings.Join(names, " "))
+	})
+}
+
+// badSettings returns the lines that the program prints of env, which hold no value.
+func badSettings(t *testing.T, env map[string]string) []string {
+	t.Helper()
+	code, stdout, stderr := runToEnd(t, env)
+	if code != 2 || stdout != "" {
+		t.Errorf("got exit code %d and %q on standard output, want 2 and nothing", code, stdout)
+	}
+	for _, value := range []string{"hunter2", "你的", testSecret, testAppID, "/tmp"} {
+		if strings.Contains(stderr, value) {
+			t.Errorf("got %q, want no value in it", stderr)
+		}
+	}
+	return strings.Split(strings.TrimSpace(stderr), "\n")
+}
+
+func TestWarnings(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, variable, value string
+		words                 string // of the one warning, or nothing
+	}{
+		{"AppID", "WX_APPID", testAppID, ""},
+		{"placeholder", "WX_APPID", "your_appid", "WX_APPID wx mp.weixin.qq.com"},
+		{"original id", "WX_APPID", "gh_0123456789ab", "WX_APPID wx mp.weixin.qq.com"},
+		{"capitals", "WX_APPID", "wx0123456789ABCDEF", "WX_APPID"},
+		{"loopback", "WX_BASE_URL", "http://127.0.0.1:1,http://localhost:1,http://[::1]:1,http://127.1.2.3", ""},
+		{"plain HTTP", "WX_BASE_URL", "https://192.0.2.1,http://192.0.2.2:80/wx", "unencrypted 192.0.2.2:80 https"},
+		{"name like loopback", "WX_BASE_URL", "http://127.0.0.1.example", "unencrypted 127.0.0.1.example"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			p := startProgram(t, credentials(test.variable, test.value))
+			p.stop()
+			checkWords(t, "the log", strings.Join(p.log.warnings(), "\n"), test.words)
+			if test.variable == "WX_APPID" && strings.Contains(p.log.String(), test.value) {
+				t.Errorf("got log\n%s\nwant no value in it", p.log)
 			}
 		})
 	}

@@ -1,7 +1,8 @@
 package main
 
 import (
-	"context"
+	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -9,213 +10,206 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"path"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
 const (
-	maxBody     = 4096             // bytes
-	maxCode     = 128              // bytes
-	bodyTimeout = 15 * time.Second // for a body to arrive
+	maxBody     = 4096                     // bytes
+	maxCode     = 128                      // bytes
+	bodyTimeout = 15 * time.Second         // for the body of a request to arrive
+	mockCode    = "the code is a mock one" // of the developer tools in tourist mode
 )
 
-// A failure is what an answer without an openid says, to each of its readers.
-type failure struct {
+// answers are the answers without an openid, by their "error". The message is for the developer who
+// calls: what is wrong, then what to do. Some failures have a message of their own.
+var answers = map[string]struct {
 	status     int
-	Word       string `json:"error"` // for programs: stable
-	retryAfter string // seconds, or empty
-	Message    string `json:"message"` // for the developer who gets the answer: what to do
-	hint       string // for the operator who reads the log: what to mend, or empty
+	retryAfter string // seconds
+	message    string
+}{
+	"invalid_request": {status: 400, message: `The body is not a JSON object: send {"code":"…"}.`},
+	"invalid_code": {status: 400, message: "WeChat does not know this code: send what wx.login gave, within " +
+		"5 minutes, to a service that has the mini program's AppID."},
+	"appid_mismatch":        {status: 400},
+	"code_used":             {status: 400, message: "This code has been used: call wx.login again for every request."},
+	"user_blocked":          {status: 403, message: "WeChat considers this user high-risk: tell the user so."},
+	"not_found":             {status: 404, message: "There is nothing here: use POST /openid, or GET /healthz."},
+	"method_not_allowed":    {status: 405},
+	"body_too_large":        {status: 413, message: `The body is over 4096 bytes: send {"code":"…"} and no more.`},
+	"rate_limited":          {status: 429, retryAfter: "60", message: "This user logs in too often: wait a minute."},
+	"client_closed_request": {status: 499, message: "The connection was closed too early: keep it open."},
+
+	"misconfigured":      {status: 500, message: "The service's settings are wrong: ask its operator to read its log."},
+	"wechat_error":       {status: 502, message: "WeChat gave no usable answer: call wx.login again, or read the log."},
+	"wechat_unreachable": {status: 502, message: "WeChat is out of reach: call wx.login again, or read the log."},
+	"wechat_busy":        {status: 503, retryAfter: "1", message: "WeChat is busy: call wx.login again in a second."},
+	"quota_exceeded":     {status: 503, message: "The day's quota is used up: try tomorrow, or ask the operator."},
+	"overloaded":         {status: 503, retryAfter: "1", message: "The service is full: send this code again in 1 s."},
+	"wechat_timeout":     {status: 504, message: "WeChat did not answer in time: call wx.login again for a new code."},
 }
 
-// refusals are the errcodes of WeChat's that mean something here.
-var refusals = map[int64]failure{
-	40029: {400, "invalid_code", "", "WeChat does not know this code: send what wx.login gave, unchanged and within 5 minutes, to a service that has the mini program's AppID.", ""},
-	40163: {400, "code_used", "", "A code works once and this one has been used: call wx.login again for every request.", ""},
-	40226: {403, "user_blocked", "", "WeChat blocks this user's login because of a high risk: tell the user so, for another attempt does not help.", ""},
-	45011: {429, "rate_limited", "60", "This user logs in more often than WeChat allows: wait a minute before calling wx.login again.", ""},
-	40013: {500, "misconfigured", "", badSettings, "WX_APPID is no AppID that WeChat knows: copy it anew from " + console},
-	40125: {500, "misconfigured", "", badSettings, "WX_APPSECRET (or WX_APPSECRET_FILE) is not the AppSecret of WX_APPID: copy or reset it at " + console},
-	40164: {500, "misconfigured", "", badSettings, "this machine's IP address is not on the mini program's API allowlist: add it to IP白名单 at " + console},
-	40243: {500, "misconfigured", "", badSettings, "the AppSecret of WX_APPSECRET is frozen: lift that at " + console},
-	41002: {500, "misconfigured", "", badSettings, "WeChat got no AppID: check WX_APPID, and what WX_BASE_URL leads to"},
-	41004: {500, "misconfigured", "", badSettings, "WeChat got no AppSecret: check WX_APPSECRET, and what WX_BASE_URL leads to"},
-	48001: {500, "misconfigured", "", badSettings, "the account of WX_APPID may not use this API: look at mp.weixin.qq.com, 开发 → 开发管理 → 接口设置"},
-	50002: {500, "misconfigured", "", badSettings, "the account of WX_APPID is limited: read its notices at mp.weixin.qq.com, 通知中心"},
-	-1:    {503, "wechat_busy", "1", "WeChat is busy: wait a second, then call wx.login again.", ""},
-	45009: {503, "quota_exceeded", "", "The mini program's quota of WeChat's API is used up for today: try again tomorrow, or ask the service's operator.", "the daily quota is used up: look at mp.weixin.qq.com, 开发 → 开发管理 → 接口设置"},
-}
-
-// faults are the ways to fail without one of these errcodes.
-var faults = map[fault]failure{
-	refused:      {502, "wechat_error", "", badAnswer, "an errcode without a meaning here: look it up at developers.weixin.qq.com"},
-	badReply:     {502, "wechat_error", "", badAnswer, "check what WX_BASE_URL, or a proxy, leads to"},
-	noConnection: {502, "wechat_unreachable", "", outOfReach, "check DNS, firewall, HTTPS_PROXY and WX_BASE_URL"},
-	broken:       {502, "wechat_unreachable", "", outOfReach, ""},
-	timedOut:     {504, "wechat_timeout", "", "WeChat did not answer in time: call wx.login again, since this code may have been used.", ""},
-	overloaded:   {503, "overloaded", "1", "The service is at its limit: send the same code again in a second.", "raise it, or start another copy"},
-	hungUp:       {499, "hung_up", "", "", ""}, // for the log alone: nobody is there to answer to
-}
-
-const (
-	badSettings = "WeChat refuses this service's settings: ask its operator, whose log says what to mend."
-	badAnswer   = "WeChat gave an answer that this service cannot use: call wx.login again, and if that does not help, ask the service's operator."
-	outOfReach  = "This service cannot reach WeChat: call wx.login again in a moment, and if that does not help, ask the service's operator."
-)
-
-var (
-	bodyTooLarge     = failure{413, "body_too_large", "", `The body is over 4096 bytes: send {"code":"…"} and no more.`, "the body is over 4096 bytes"}
-	notFound         = failure{404, "not_found", "", "There is nothing at this path: use POST /openid, or GET /healthz.", "there is nothing at this path"}
-	methodNotAllowed = failure{405, "method_not_allowed", "", "This path takes no such method: use one that the Allow header names.", "this path takes no such method"}
-)
-
-func invalidRequest(why string) failure {
-	return failure{400, "invalid_request", "", why + `: send {"code":"…"} with what wx.login gave.`, why}
-}
-
-// failureOf returns the row for e, with e's cause before the hint.
-func failureOf(e *exchangeError) failure {
-	f, ok := refusals[e.errcode]
-	if !ok {
-		f = faults[e.fault]
-	}
-	f.hint = strings.TrimSuffix(e.cause+": "+f.hint, ": ")
-	return f
-}
-
-// An answer is what a request ends in: a failure, or 200 and a body.
-type answer struct {
-	failure
-	ErrCode int64  `json:"errcode,omitempty"` // WeChat's, if it refused with one
-	rid     string // WeChat's, or empty
-	allow   string // the methods that the path takes, if this is no such method
-	body    any
-}
-
-func ok(body any) answer { return answer{failure: failure{status: http.StatusOK}, body: body} }
-
+// A handler is the HTTP service.
 type handler struct {
-	closing context.Context // once done, answers end their connections
-	wechat  *client
-	appID   string
-	log     *slog.Logger
+	wechat   *client
+	appID    string
+	log      *slog.Logger
+	sandbox  http.Handler // the fake WeChat, or nil
+	stopping atomic.Bool  // if true, each answer closes its connection
 }
 
-// newHandler returns the service, whose answers end their connections once closing is done.
-// A sandbox that is not nil is mounted where WeChat has jscode2session, without a log line.
-func newHandler(closing context.Context, wechat *client, appID string, log *slog.Logger, sandbox http.Handler) http.Handler {
-	h := &handler{closing, wechat, appID, log}
-	always := func(a answer) http.Handler {
-		return h.endpoint(func(http.ResponseWriter, *http.Request) answer { return a })
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.sandbox != nil && r.URL.Path == wechatPath {
+		h.sandbox.ServeHTTP(w, r)
+		return
 	}
-	nothing := always(answer{failure: notFound})
-	mux := http.NewServeMux()
-	mux.Handle("POST /openid", h.endpoint(h.openID))
-	mux.Handle("/openid", always(answer{failure: methodNotAllowed, allow: "POST"}))
-	mux.Handle("GET /healthz", always(ok(map[string]string{"status": "ok"})))
-	mux.Handle("/healthz", always(answer{failure: methodNotAllowed, allow: "GET, HEAD"}))
-	mux.Handle("/", nothing)
-	if sandbox != nil {
-		mux.Handle("/sns/jscode2session", sandbox)
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if p := r.URL.Path; !path.IsAbs(p) || path.Clean(p) != p {
-			nothing.ServeHTTP(w, r) // where ServeMux would redirect to the clean path
-			return
+	start, id, status := time.Now(), requestID(r), http.StatusOK
+	body, err := h.route(w, r)
+	f, failed := errors.AsType[*failure](err)
+	if failed {
+		row := answers[f.word]
+		status = row.status
+		f.message = cmp.Or(f.message, row.message)
+		f.cause = cmp.Or(f.cause, f.message)
+		if row.retryAfter != "" {
+			w.Header().Set("Retry-After", row.retryAfter)
 		}
-		mux.ServeHTTP(w, r)
-	})
+		body = errorBody{Error: f.word, Message: f.message, ErrCode: f.errcode}
+	}
+	h.logRequest(r, status, f, id, start)
+	if h.stopping.Load() {
+		w.Header().Set("Connection", "close")
+	}
+	writeJSON(w, status, id, body)
 }
 
-// openID is POST /openid: a code in, its openid out.
-func (h *handler) openID(w http.ResponseWriter, r *http.Request) answer {
-	code, bad := readCode(w, r)
-	if bad.status != 0 {
-		return answer{failure: bad}
+type errorBody struct {
+	Error   string `json:"error"`
+	Message string `json:"message"`
+	ErrCode int64  `json:"errcode,omitempty"`
+}
+
+// route returns the body of a 200, or a *failure.
+func (h *handler) route(w http.ResponseWriter, r *http.Request) (any, error) {
+	switch r.URL.Path {
+	case "/openid":
+		if r.Method == http.MethodPost {
+			return h.openID(w, r)
+		}
+		w.Header().Set("Allow", "POST")
+		return nil, &failure{word: "method_not_allowed",
+			message: "/openid takes POST only: set method to POST, since wx.request uses GET by default."}
+	case "/healthz":
+		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+			return map[string]string{"status": "ok"}, nil
+		}
+		w.Header().Set("Allow", "GET, HEAD")
+		return nil, &failure{word: "method_not_allowed", message: "/healthz takes GET and HEAD only: use GET."}
+	}
+	return nil, &failure{word: "not_found"}
+}
+
+func (h *handler) openID(w http.ResponseWriter, r *http.Request) (any, error) {
+	code, err := readCode(w, r)
+	if err != nil {
+		return nil, err
 	}
 	u, err := h.wechat.openID(r.Context(), code)
-	if err == nil {
-		return ok(u)
+	if f, failed := errors.AsType[*failure](err); failed && f.word == "invalid_code" {
+		h.compareAppIDs(f, r.Referer(), code)
 	}
-	a := answer{failure: failureOf(err), ErrCode: err.errcode, rid: err.rid}
-	if message := h.mismatch(r, code); a.Word == "invalid_code" && message != "" {
-		a.Word, a.Message = "appid_mismatch", message
-	}
-	return a
-}
-
-// readCode returns the code in the body of r, or the failure to answer with.
-func readCode(w http.ResponseWriter, r *http.Request) (string, failure) {
-	if r.ContentLength > maxBody {
-		w.Header().Set("Connection", "close") // else net/http waits for the body before it answers
-		return "", bodyTooLarge
-	}
-	conn := http.NewResponseController(w)
-	conn.SetReadDeadline(time.Now().Add(bodyTimeout))
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if err == nil {
-		conn.SetReadDeadline(time.Time{}) // its end would look as if the caller hung up
-	}
-	if _, large := errors.AsType[*http.MaxBytesError](err); large {
-		return "", bodyTooLarge
-	}
-	var request struct {
-		CODE json.RawMessage // takes Code and its like, which encoding/json would take for code
-		Code string          `json:"code"`
-	}
-	switch {
-	case err != nil:
-		return "", invalidRequest("The body did not arrive whole")
-	case json.Unmarshal(body, &request) != nil:
-		return "", invalidRequest("The body is not a JSON object with a string code")
-	case request.Code == "":
-		return "", invalidRequest("There is no code in the body")
-	case len(request.Code) > maxCode || strings.ContainsFunc(request.Code, func(r rune) bool { return r < ' ' || r > '~' }):
-		return "", invalidRequest("The code is not 1 to 128 ASCII characters from space to ~")
-	}
-	return request.Code, failure{}
+	return u, err
 }
 
 // pageReferer finds the AppID in the Referer that WeChat sets for mini programs
 // (developers.weixin.qq.com/miniprogram/dev/api/network/request/wx.request.html).
 var pageReferer = regexp.MustCompile(`^https://servicewechat\.com/([A-Za-z0-9_-]{1,20})/[^/]*/page-frame\.html$`)
 
-// mismatch returns what to say of a code that comes from a mini program with
-// another AppID than ours, or nothing where it does not.
-func (h *handler) mismatch(r *http.Request, code string) string {
-	m := pageReferer.FindStringSubmatch(r.Referer())
-	switch {
-	case m == nil, m[1] == h.appID, strings.Contains(m[1], code):
-		return ""
-	case m[1] == "touristappid":
-		return fmt.Sprintf("The developer tools are in tourist mode (touristappid), whose codes WeChat does not know: give the project the AppID %s, or start this service with -sandbox.", h.appID)
+// compareAppIDs makes f say more of an invalid code that comes from a mini program with another
+// AppID, or from the developer tools in tourist mode.
+func (h *handler) compareAppIDs(f *failure, referer, code string) {
+	appID, orSandbox := h.appID, ", or start this service with -sandbox."
+	if h.sandbox != nil {
+		orSandbox = "."
 	}
-	return fmt.Sprintf("The mini program has the AppID %s and this service has %s: mend appid in project.config.json if the service is right, else WX_APPID and its AppSecret.", m[1], h.appID)
+	if m := pageReferer.FindStringSubmatch(referer); m != nil && (len(code) < 8 || !strings.Contains(m[1], code)) {
+		appID = m[1] // and no code that stands there
+	}
+	switch {
+	case appID == "touristappid":
+		f.message = "The developer tools are in tourist mode (touristappid): set appid to " + h.appID + orSandbox
+	case appID != h.appID:
+		f.message = fmt.Sprintf("The mini program has the AppID %s and this service has %s: "+
+			"fix appid in project.config.json, or WX_APPID with its AppSecret.", appID, h.appID)
+	case code == mockCode:
+		f.message = "The developer tools are in tourist mode: give the project an AppID of your own" + orSandbox
+	default:
+		return
+	}
+	f.cause = f.message
+	if appID != h.appID {
+		f.word = "appid_mismatch"
+	}
 }
 
-// endpoint makes f a handler: it writes the request's log line and f's answer.
-func (h *handler) endpoint(f func(http.ResponseWriter, *http.Request) answer) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		start, id := time.Now(), requestID(r)
-		a := f(w, r)
-		h.logRequest(r, a, id, start)
-		if a.status == faults[hungUp].status {
-			panic(http.ErrAbortHandler) // else net/http answers 200, which a half-closed caller would read
-		}
-		if h.closing.Err() != nil {
-			w.Header().Set("Connection", "close")
-		}
-		a.write(w, id)
-		if a.status == bodyTooLarge.status {
-			// A caller may read only when it has sent all: hear it out, but not for long.
-			conn := http.NewResponseController(w)
-			conn.Flush()
-			conn.SetReadDeadline(time.Now().Add(time.Second))
-			io.Copy(io.Discard, r.Body)
-		}
-	})
+// readCode returns the code in the body of r.
+func readCode(w http.ResponseWriter, r *http.Request) (string, error) {
+	conn := http.NewResponseController(w)
+	conn.SetReadDeadline(time.Now().Add(bodyTimeout))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return "", &failure{word: "body_too_large"}
+	} else if err != nil {
+		return "", invalid("The body did not arrive: send as many bytes as Content-Length says, within 15 seconds.")
+	}
+	conn.SetReadDeadline(time.Time{}) // if it passed during the exchange, net/http would cancel r.Context()
+	var request struct {
+		Code *string `json:"code"`
+	}
+	err = json.Unmarshal(body, &request)
+	if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && kind.Field == "code" {
+		return "", invalid("The code is a JSON " + kind.Value + ", not a string: send res.code of wx.login, not res.")
+	} else if err != nil {
+		return "", invalid(notJSON(body, r.Header.Get("Content-Type")))
+	}
+	switch code := request.Code; {
+	case code == nil:
+		return "", invalid(`There is no code in the object: send {"code":"…"} with what wx.login gave.`)
+	case *code == "" || len(*code) > maxCode || strings.ContainsFunc(*code, notASCII):
+		return "", invalid("The code is not 1 to 128 ASCII characters, space to ~: send what wx.login gave, unchanged.")
+	}
+	return *request.Code, nil
+}
+
+func notASCII(r rune) bool { return r < ' ' || r > '~' }
+
+func invalid(message string) error { return &failure{word: "invalid_request", message: message} }
+
+// lostQuotes matches {code:…} and '{…: Windows shells make them of '{"code":"…"}'.
+var lostQuotes = regexp.MustCompile(`^('|\{\s*[^"}\s])`)
+
+// notJSON says what people send instead of a JSON object, or nothing if it is none of that.
+func notJSON(body []byte, contentType string) string {
+	text := bytes.TrimSpace(body)
+	begins := func(prefix string) bool { return bytes.HasPrefix(body, []byte(prefix)) }
+	form := strings.Contains(contentType, "form") // x-www-form-urlencoded or form-data
+	switch {
+	case len(text) == 0:
+		return `There is no body: send {"code":"…"} with what wx.login gave.`
+	case begins("\x1f\x8b"):
+		return "The body is compressed with gzip: send it uncompressed."
+	case begins("\xef\xbb\xbf"):
+		return "The body begins with a byte order mark (BOM): send UTF-8 without BOM."
+	case begins("\xff\xfe"), begins("\xfe\xff"), begins("{\x00"), begins("\x00{"):
+		return "The body is UTF-16: send UTF-8 without BOM."
+	case bytes.HasPrefix(text, []byte("code=")), form && text[0] != '{' && text[0] != '\'':
+		return `The body is a form: send the JSON object {"code":"…"}, as wx.request does by default.`
+	case lostQuotes.Match(text):
+		return `The quotes were lost, as in a Windows shell: in cmd.exe put \ before each, in PowerShell use irm.`
+	}
+	return ""
 }
 
 // requestID returns the caller's X-Request-Id if it is fit for a log, or a new one.
@@ -228,43 +222,40 @@ func requestID(r *http.Request) string {
 	return id
 }
 
-// The values of the headers that all answers have.
-var asJSON, noStore, noSniff = []string{"application/json; charset=utf-8"}, []string{"no-store"}, []string{"nosniff"}
-
-func (a answer) write(w http.ResponseWriter, id string) {
-	if a.Word != "" {
-		a.body = a
-	}
-	body, _ := json.Marshal(a.body) // strings and numbers always marshal
+func writeJSON(w http.ResponseWriter, status int, id string, body any) {
+	text, _ := json.Marshal(body) // strings and numbers always marshal
 	header := w.Header()
-	header["Content-Type"], header["Cache-Control"], header["X-Content-Type-Options"] = asJSON, noStore, noSniff
+	header.Set("Content-Type", "application/json; charset=utf-8")
+	header.Set("Cache-Control", "no-store")
+	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("X-Request-Id", id)
-	if a.retryAfter != "" {
-		header.Set("Retry-After", a.retryAfter)
-	}
-	if a.allow != "" {
-		header.Set("Allow", a.allow)
-	}
-	w.WriteHeader(a.status)
-	w.Write(append(body, '\n'))
+	w.WriteHeader(status)
+	w.Write(append(text, '\n'))
 }
 
-func (h *handler) logRequest(r *http.Request, a answer, id string, start time.Time) {
-	level := [6]slog.Level{2: slog.LevelInfo, 4: slog.LevelWarn, 5: slog.LevelError}[a.status/100]
-	if a.status < 400 && r.URL.Path == "/healthz" {
+// logRequest writes the line of a request. f is nil if it did not fail.
+func (h *handler) logRequest(r *http.Request, status int, f *failure, id string, start time.Time) {
+	level := slog.LevelInfo
+	switch {
+	case status >= 500:
+		level = slog.LevelError
+	case status >= 400:
+		level = slog.LevelWarn
+	case r.URL.Path == "/healthz":
 		level = slog.LevelDebug
 	}
 	attrs := append(make([]slog.Attr, 0, 10),
-		slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", a.status),
-		slog.Duration("duration", time.Since(start)), slog.String("remote", r.RemoteAddr), slog.String("request_id", id))
-	if a.Word != "" {
-		attrs = append(attrs, slog.String("error", a.Word), slog.String("cause", a.hint))
-	}
-	if a.ErrCode != 0 {
-		attrs = append(attrs, slog.Int64("errcode", a.ErrCode))
-	}
-	if a.rid != "" {
-		attrs = append(attrs, slog.String("rid", a.rid))
+		slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", status),
+		slog.Duration("duration", time.Since(start)),
+		slog.String("remote", r.RemoteAddr), slog.String("request_id", id))
+	if f != nil {
+		attrs = append(attrs, slog.String("error", f.word), slog.String("cause", f.cause))
+		if f.errcode != 0 {
+			attrs = append(attrs, slog.Int64("errcode", f.errcode))
+		}
+		if f.rid != "" {
+			attrs = append(attrs, slog.String("rid", f.rid))
+		}
 	}
 	h.log.LogAttrs(r.Context(), level, "request", attrs...)
 }

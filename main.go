@@ -1,17 +1,15 @@
-// Wxopenid is the back end of WeChat mini program login: it exchanges the code of
-// wx.login for the user's openid, over WeChat's jscode2session.
+// Wxopenid is the back end of WeChat mini program login: it exchanges the code of wx.login for the
+// user's openid, by asking WeChat's jscode2session.
 //
 //	POST /openid   {"code":"…"} → 200 {"openid":"…"}, or a status and {"error":"…","message":"…"}
 //	GET /healthz   200 {"status":"ok"}
 //
-// The environment has the settings: WX_APPID, and WX_APPSECRET or WX_APPSECRET_FILE;
-// and, if the defaults will not do, ADDR, WX_BASE_URL, WX_TIMEOUT, MAX_INFLIGHT, and
-// TLS_CERT with TLS_KEY. The README says more of each.
+// Settings are environment variables: WX_APPID and WX_APPSECRET, and others that have defaults.
+// wxopenid -h lists them, and the flags.
 package main
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"flag"
@@ -19,35 +17,26 @@ import (
 	"io"
 	"log"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-const (
-	headerTimeout = 15 * time.Second // for the header of a request to arrive
-	answerTimeout = 5 * time.Second  // for an answer to leave, after body and exchange
-	keepAlive     = 2 * time.Minute  // for the next request on a connection
-	maxHeader     = 16 << 10         // bytes
-	stopGrace     = 5 * time.Second  // beyond WX_TIMEOUT, for requests under way to end
-)
+const healthTimeout = 5 * time.Second // of -healthy
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // so that a second signal ends it at once
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
 }
 
-// run is the program, until ctx is done; it returns the exit code.
+// run is the program, until ctx is done. It returns the exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	mode, err := parseFlags(args, stderr)
+	mode, err := parseFlags(args, stdout, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
@@ -56,30 +45,85 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case mode.version:
 		fmt.Fprintln(stdout, versionLine())
 		return 0
+	case mode.healthy:
+		return healthy(getenv, stderr)
 	}
 	c, err := loadConfig(getenv, mode.sandbox)
-	if err != nil && !mode.healthy { // which needs no credentials
-		fmt.Fprintf(stderr, "wxopenid needs other settings:\n%v\n", err)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
 		return 2
 	}
-	log.SetOutput(io.Discard) // where net/http quotes what WeChat sent out of turn
-	switch {
-	case mode.check:
+	log.SetOutput(io.Discard) // here net/http quotes unexpected bytes from WeChat, which may hold a session_key
+	if mode.check {
 		return check(ctx, c, stdout, stderr)
-	case mode.healthy:
-		return probe(c, stderr)
 	}
-	logger, flush := newLogger(stderr)
-	defer flush()
-	// Never touched, it takes no memory, but keeps garbage from being collected every few megabytes.
+	logger := newLogger(stderr)
+	for _, warning := range c.warnings {
+		logger.Warn(warning)
+	}
+	l, err := listen(ctx, c, logger)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return 1
+	}
+	// Without these 8 MiB, which are never used and so take no memory, the little that is in use
+	// would be collected far too often.
 	ballast := make([]byte, 8<<20)
 	defer runtime.KeepAlive(ballast)
-	if err := serve(ctx, c, logger, stdout); err != nil {
+	if err := serve(ctx, c, l, logger, stdout); err != nil {
 		logger.Error("stopped", "cause", err.Error())
 		return 1
 	}
 	logger.Info("stopped")
 	return 0
+}
+
+// newLogger logs text to a terminal, and JSON to anything else.
+func newLogger(stderr io.Writer) *slog.Logger {
+	file, _ := stderr.(*os.File)
+	if info, err := file.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		return slog.New(slog.NewTextHandler(stderr, nil))
+	}
+	return slog.New(slog.NewJSONHandler(stderr, nil))
+}
+
+// modes are what the flags ask for.
+type modes struct{ sandbox, check, healthy, version bool }
+
+// parseFlags returns the mode, or an error that it has printed.
+func parseFlags(args []string, stdout, stderr io.Writer) (modes, error) {
+	var mode modes
+	flags := flag.NewFlagSet("wxopenid", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.BoolVar(&mode.sandbox, "sandbox", false, "run against an embedded fake WeChat, without AppID and AppSecret")
+	flags.BoolVar(&mode.check, "check", false, "ask WeChat whether it accepts the AppID and AppSecret, and exit")
+	flags.BoolVar(&mode.healthy, "healthy", false, "ask the service that runs here with the same ADDR and TLS_CERT\n"+
+		"whether it is up, and exit: 0 if so, else 1")
+	flags.BoolVar(&mode.version, "version", false, "print module version, VCS revision and Go version, and exit")
+	flags.Usage = func() {} // printed below, on stdout
+	err := flags.Parse(args)
+	switch word := flags.Arg(0); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintln(stdout, "Usage: wxopenid [flag]. Without a flag it starts the service. The flags:")
+		flags.SetOutput(stdout)
+		flags.PrintDefaults()
+		fmt.Fprint(stdout, settingsHelp)
+		return mode, err
+	case err != nil: // which the flag package has printed
+		err = errors.New("wxopenid -h lists the flags and the settings")
+	case word != "" && flags.Lookup(word) != nil:
+		err = fmt.Errorf("%s is a flag: write -%s", word, word)
+	case word != "":
+		err = errors.New("a word is not a flag: settings are environment variables, and wxopenid -h lists them")
+	case mode.check && mode.sandbox:
+		err = errors.New("-check asks the real WeChat: use it without -sandbox, which needs no check")
+	case flags.NFlag() > 1:
+		err = errors.New("there are two flags: use one at a time")
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+	}
+	return mode, err
 }
 
 func versionLine() string {
@@ -93,133 +137,62 @@ func versionLine() string {
 	return fmt.Sprintf("wxopenid %s, revision %s, %s", info.Main.Version, revision, info.GoVersion)
 }
 
-// check asks WeChat about a code that nobody has, not a sandbox's user either:
-// it looks at the AppID and the AppSecret first.
+// check exchanges a made-up code. WeChat looks at the AppID and AppSecret first, so a refusal of
+// the code means that both are right. A sandbox refuses this code with 40029, too.
 func check(ctx context.Context, c config, stdout, stderr io.Writer) int {
-	_, err := newClient(c, slog.New(slog.DiscardHandler)).openID(ctx, "sandbox:"+rand.Text())
+	_, err := newClient(c, newTransport(c), slog.New(slog.DiscardHandler)).openID(ctx, "sandbox:errcode=40029")
+	f, failed := errors.AsType[*failure](err)
 	switch {
-	case err == nil:
-		fmt.Fprintln(stderr, "WX_BASE_URL leads to something that has an openid for a code that nobody made: it is not WeChat.")
-	case err.errcode == 40029, err.errcode == 40163:
+	case !failed:
+		fmt.Fprintln(stderr, "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.")
+	case f.errcode == 40029 || f.errcode == 40163:
 		fmt.Fprintf(stdout, "WeChat accepts the AppID %s and its AppSecret.\n", c.appID)
 		return 0
+	case ctx.Err() != nil:
+		fmt.Fprintln(stderr, "Stopped before WeChat answered: run -check again.")
 	default:
-		fmt.Fprintf(stderr, "%s.\n", failureOf(err).hint)
+		fmt.Fprintf(stderr, "%s.\n", f.cause)
 	}
 	return 1
 }
 
-// probe asks /healthz on this machine, whatever name is in the certificate.
-func probe(c config, stderr io.Writer) int {
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-	client := http.Client{Transport: transport, Timeout: answerTimeout}
-	resp, err := client.Get(c.scheme() + "://" + c.addr + "/healthz")
-	if err != nil || resp.StatusCode != http.StatusOK {
-		fmt.Fprintf(stderr, "No wxopenid answers at %s: is it running, with this ADDR?\n", c.addr)
+// healthy asks /healthz on this machine, whatever name is in the certificate.
+func healthy(getenv func(string) string, stderr io.Writer) int {
+	s := settings{getenv: getenv}
+	addr, scheme := s.addr(false), "http"
+	if s.path("TLS_CERT") != "" {
+		scheme = "https"
+	}
+	if len(s.problems) > 0 {
+		fmt.Fprintln(stderr, errors.Join(s.problems...))
 		return 1
 	}
-	resp.Body.Close()
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	client := http.Client{Transport: transport, Timeout: healthTimeout}
+	resp, err := client.Get(scheme + "://" + addr + "/healthz")
+	if err != nil {
+		fmt.Fprintf(stderr, "No service answers at ADDR (%v): start it, or use its ADDR and TLS_CERT.\n", err)
+		return 1
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		fmt.Fprintf(stderr, "Another program answers at ADDR (HTTP status %d): use that of the service.\n", resp.StatusCode)
+		return 1
+	}
 	return 0
 }
 
-// serve listens and answers until ctx is done and the requests then under way
-// have ended.
-func serve(ctx context.Context, c config, logger *slog.Logger, stdout io.Writer) error {
-	listener, err := listen(c, logger)
-	if err != nil {
-		return err
-	}
-	defer listener.Close()
-	logger.Info("listening", "addr", listener.Addr().String())
-	var fake http.Handler
-	if c.sandbox {
-		var stop func() error
-		if fake, stop, err = startSandbox(&c); err != nil {
-			return err
-		}
-		defer stop()
-		try := curlLine(c.scheme(), listener.Addr())
-		logger.Warn("this is a sandbox: a fake WeChat answers, with openids of nobody", "try", try)
-		fmt.Fprintln(stdout, try) // to be copied: the log has its quotes escaped
-	}
-	closing, lastCall := context.WithCancel(context.Background())
-	defer lastCall()
-	s := newServer(c, newHandler(closing, newClient(c, logger), c.appID, logger, fake), logger)
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(listener) }()
-	select {
-	case err := <-served:
-		return err
-	case <-ctx.Done():
-	}
-	listener.Close()
-	lastCall() // not before: who is sent away would come again, and be reset on the way to Accept
-	return s.stop(c.timeout + stopGrace)
-}
-
-// A server knows its connections, to end them without a loss.
-type server struct {
-	http.Server
-	conns atomic.Int64
-	fresh sync.Map // net.Conn: those that have sent no request so far
-}
-
-func newServer(c config, handler http.Handler, logger *slog.Logger) *server {
-	s := &server{Server: http.Server{
-		Handler:                      handler,
-		ReadTimeout:                  headerTimeout, // and the handler gives the body its own
-		WriteTimeout:                 bodyTimeout + c.timeout + answerTimeout,
-		IdleTimeout:                  keepAlive,
-		MaxHeaderBytes:               maxHeader,
-		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
-	}}
-	s.ConnState = s.note
-	return s
-}
-
-func (s *server) note(conn net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		s.conns.Add(1)
-		s.fresh.Store(conn, nil)
-	case http.StateActive:
-		s.fresh.Delete(conn)
-	case http.StateClosed:
-		s.conns.Add(-1)
-		s.fresh.Delete(conn)
-	}
-}
-
-// stop lets requests under way end within limit, and fails if some did not. A
-// load balancer may just now be sending on a connection that it keeps: for a
-// second it can, and reads in the answer that the connection ends.
-func (s *server) stop(limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	for lastCall := time.Now().Add(time.Second); s.conns.Load() > 0 && time.Now().Before(lastCall); {
-		time.Sleep(10 * time.Millisecond)
-	}
-	s.fresh.Range(func(conn, _ any) bool {
-		conn.(net.Conn).Close() // Shutdown would wait 5 s for its first request
-		return true
-	})
-	if errors.Is(s.Shutdown(ctx), context.DeadlineExceeded) {
-		s.Close()
-		return errors.New("requests that were still under way have been cut off")
-	}
-	return nil
-}
-
-// listen opens the listener, for HTTPS where there is a certificate. The
-// handshake offers no HTTP/2, which would bring nothing for requests so small.
-func listen(c config, logger *slog.Logger) (net.Listener, error) {
-	if c.tlsCert == "" {
-		return net.Listen("tcp", c.addr)
-	}
-	cert := &certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: logger}
-	if _, err := cert.get(nil); err != nil {
-		return nil, err
-	}
-	return tls.Listen("tcp", c.addr, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get})
-}
+// settingsHelp is what -h prints about the settings.
+const settingsHelp = `Settings are environment variables. An empty one counts as not set.
+  WX_APPID           the mini program's AppID (required)
+  WX_APPSECRET       its AppSecret (required, or the next)
+  WX_APPSECRET_FILE  a file that holds the AppSecret alone
+  ADDR               listen address (default :2020, with -sandbox 127.0.0.1:2020)
+  WX_BASE_URL        base URL of WeChat's API; after a comma, the ones to fall back on
+                     (default ` + wechatURLs + `)
+  WX_TIMEOUT         time limit of one exchange with WeChat (default 5s)
+  MAX_INFLIGHT       most exchanges with WeChat at a time; one more is refused (default 1024)
+  MAX_CONNS          most connections from callers at a time; more wait (default 10000)
+  TLS_CERT, TLS_KEY  PEM files, to serve HTTPS: both or neither
+HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured for requests to WeChat.
+`

@@ -1,22 +1,19 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
-	"io"
 	"os/exec"
 	"testing"
 	"time"
 )
 
-// TestMiniProgram runs the page of the sample mini program under Node.js, against services
-// that run here. testdata/miniprogram stands in for WeChat and plays the scenarios.
+// TestMiniProgram runs testdata/miniprogram/test.js, which tests the sample mini program with
+// Node.js against services that run here.
 func TestMiniProgram(t *testing.T) {
 	node, err := exec.LookPath("node")
 	if err != nil {
-		t.Skip("node is not on PATH, and the sample mini program needs Node.js 18 or later to be tested")
+		t.Skip("node is not on PATH, and testing the sample mini program needs Node.js 18 or later")
 	}
 	const appID = "wx0123456789abcdef"
 	start := func(setting, value string, args ...string) string {
@@ -35,32 +32,11 @@ func TestMiniProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, node, "testdata/miniprogram/run.js", string(services))
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	stdout, err := cmd.Output()
+	output, err := exec.CommandContext(ctx, node, "testdata/miniprogram/test.js", string(services)).CombinedOutput()
+	t.Logf("%s", output)
 	if err != nil {
-		t.Errorf("node: got %v, want exit status 0\n%s", err, &stderr)
-	}
-
-	played := 0
-	for lines := json.NewDecoder(bytes.NewReader(stdout)); ; played++ {
-		var scenario struct{ Name, Problem string }
-		if err := lines.Decode(&scenario); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatalf("got output that is not JSON: %v\n%s", err, stdout)
-		}
-		t.Run(scenario.Name, func(t *testing.T) {
-			if scenario.Problem != "" {
-				t.Error(scenario.Problem)
-			}
-		})
-	}
-	if played == 0 {
-		t.Error("got no scenario, want some")
+		t.Errorf("node: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -17,78 +18,83 @@ import (
 )
 
 const (
-	mockCode = "the code is a mock one" // of WeChat's developer tools in tourist mode
 	maxDelay = 10 * time.Minute
 	maxUsed  = 10_000 // codes
 )
 
-// A sandbox is a fake WeChat with one mini program. Its codes work once, but for
-// mockCode and those that begin with "sandbox:" and ask for what follows as in a
-// query: user, unionid=1, errcode, status, delay.
+// A sandbox is a fake WeChat with one mini program. A code works once, except for mockCode and for
+// codes that begin with "sandbox:" and say, written as a query string, what is to happen.
 type sandbox struct {
 	appID, appSecret string
+	log              *slog.Logger
 
 	mu          sync.Mutex
-	used, older map[[sha256.Size]byte]bool // the last maxUsed codes and up to as many before
+	used, older map[[sha256.Size]byte]bool // the hashes of the last maxUsed codes, and of up to as many before
 }
 
-// curlLine is a command that gets an openid from the sandbox at addr.
-func curlLine(scheme string, addr net.Addr) string {
+// curlLine is a command for sh and cmd.exe that gets an openid from the sandbox at addr.
+func curlLine(https bool, addr net.Addr) string {
 	host, port, _ := net.SplitHostPort(addr.String())
 	if net.ParseIP(host).IsUnspecified() {
 		host = "localhost"
 	}
-	curl := map[string]string{"http": "curl", "https": "curl -k"}[scheme]
-	return fmt.Sprintf(`%s -d '{"code":"%s"}' %s://%s/openid`, curl, mockCode, scheme, net.JoinHostPort(host, port))
+	curl, scheme := "curl", "http"
+	if https {
+		curl, scheme = "curl -k", "https"
+	}
+	return fmt.Sprintf(`%s -d "{\"code\":\"%s\"}" %s://%s/openid`, curl, mockCode, scheme, net.JoinHostPort(host, port))
 }
 
-// startSandbox serves a fake WeChat on a loopback port of its own, where neither a
-// certificate nor a proxy stands between, until stop is called, and has c ask it.
-func startSandbox(c *config) (fake http.Handler, stop func() error, err error) {
+// startSandbox starts the fake WeChat on a loopback port of its own, out of reach of certificates
+// and proxies, and has c ask it.
+func startSandbox(c *config, log *slog.Logger) (*http.Server, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	fake = &sandbox{appID: c.appID, appSecret: c.appSecret}
-	server := &http.Server{Handler: fake, ReadHeaderTimeout: time.Minute}
+	server := &http.Server{
+		Handler:           &sandbox{appID: c.appID, appSecret: c.appSecret, log: log},
+		ReadHeaderTimeout: headerTimeout,
+	}
 	go server.Serve(listener)
 	c.baseURLs = []*url.URL{{Scheme: "http", Host: listener.Addr().String()}}
-	return fake, server.Close, nil
+	return server, nil
 }
 
-// ServeHTTP answers as jscode2session does: 200 and text/plain for errors too
+// ServeHTTP answers as jscode2session does: 200 and text/plain, also for errors
 // (developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_code2session).
 func (s *sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	wanted := s.judge(r.URL.Query())
+	o := s.outcomeOf(r.URL.Query())
 	conn := http.NewResponseController(w)
 	conn.SetReadDeadline(time.Time{}) // a delay may be longer than the service's timeouts
 	conn.SetWriteDeadline(time.Time{})
 	select {
-	case <-time.After(wanted.delay):
+	case <-time.After(o.delay):
 	case <-r.Context().Done():
-		panic(http.ErrAbortHandler) // else net/http answers 200 to a half-closed caller
-	}
-	if wanted.status != 0 {
-		w.Header().Set("Content-Type", "text/html")
-		w.WriteHeader(wanted.status)
-		fmt.Fprintf(w, "<html><body><h1>%d %s</h1></body></html>\n", wanted.status, http.StatusText(wanted.status))
+		w.WriteHeader(answers["client_closed_request"].status)
 		return
 	}
-	user := cmp.Or(wanted.user, "sandbox")
+	if o.status != 0 {
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(o.status)
+		fmt.Fprintf(w, "<html><body><h1>%d %s</h1></body></html>\n", o.status, http.StatusText(o.status))
+		return
+	}
+	user := cmp.Or(o.user, "sandbox")
 	reply := map[string]any{"openid": fakeID("openid", user), "session_key": fakeID("session_key", user)}
-	if wanted.unionID {
+	if o.unionID {
 		reply["unionid"] = fakeID("unionid", user)
 	}
-	if wanted.errcode != 0 {
+	if o.errcode != 0 {
 		rid := fmt.Sprintf("%08x-%08x-%08x", time.Now().Unix(), rand.Uint32(), rand.Uint32())
-		reply = map[string]any{"errcode": wanted.errcode, "errmsg": "refused by the sandbox, rid: " + rid}
+		reply = map[string]any{"errcode": o.errcode, "errmsg": "refused by the sandbox, rid: " + rid}
 	}
 	w.Header().Set("Content-Type", "text/plain")
 	json.NewEncoder(w).Encode(reply)
 }
 
-// A wish is what a request gets. The zero wish is the openid of the one user.
-type wish struct {
+// An outcome is what a request to the sandbox ends in. The zero outcome is the openid of the one user.
+type outcome struct {
 	user    string
 	unionID bool
 	errcode int64
@@ -96,50 +102,50 @@ type wish struct {
 	delay   time.Duration
 }
 
-// judge looks at a request as WeChat does: at what is missing, then at the AppID
-// and the AppSecret, at the code last.
-func (s *sandbox) judge(q url.Values) wish {
+// outcomeOf checks a request as WeChat does: what is missing, then the AppID and the AppSecret, then the code.
+func (s *sandbox) outcomeOf(q url.Values) outcome {
 	code := q.Get("js_code")
-	asked, asking := strings.CutPrefix(code, "sandbox:")
+	asked, asks := strings.CutPrefix(code, "sandbox:")
 	switch {
 	case q.Get("appid") == "":
-		return wish{errcode: 41002}
+		return outcome{errcode: 41002}
 	case q.Get("secret") == "":
-		return wish{errcode: 41004}
+		return outcome{errcode: 41004}
 	case code == "":
-		return wish{errcode: 41008}
+		return outcome{errcode: 41008}
 	case q.Get("appid") != s.appID:
-		return wish{errcode: 40013}
+		return outcome{errcode: 40013}
 	case q.Get("secret") != s.appSecret:
-		return wish{errcode: 40125}
+		return outcome{errcode: 40125}
 	case q.Get("grant_type") != "authorization_code":
-		return wish{errcode: 40002}
-	case asking:
-		return parseWish(asked)
+		return outcome{errcode: 40002}
+	case asks:
+		return s.parse(asked)
 	case code != mockCode && s.use(code):
-		return wish{errcode: 40163}
+		return outcome{errcode: 40163}
 	}
-	return wish{}
+	return outcome{}
 }
 
-// parseWish reads what a code asks for; where nothing of it is known and
-// possible, that is 40029.
-func parseWish(asked string) wish {
+// parse reads what a code asks for. It is refused where that holds nothing known.
+func (s *sandbox) parse(asked string) outcome {
 	q, _ := url.ParseQuery(asked)
-	w := wish{user: q.Get("user"), unionID: q.Get("unionid") == "1"}
-	w.errcode, _ = strconv.ParseInt(q.Get("errcode"), 10, 64)
+	o := outcome{user: q.Get("user"), unionID: q.Get("unionid") == "1"}
+	o.errcode, _ = strconv.ParseInt(q.Get("errcode"), 10, 64)
 	if status, _ := strconv.Atoi(q.Get("status")); status >= 200 && status <= 599 {
-		w.status = status
+		o.status = status
 	}
 	delay, _ := time.ParseDuration(q.Get("delay"))
-	w.delay = max(0, min(delay, maxDelay))
-	if w == (wish{}) {
-		w.errcode = 40029
+	o.delay = max(0, min(delay, maxDelay))
+	if o == (outcome{}) {
+		s.log.Warn("the sandbox does not know what a code asks for: after sandbox: write user=NAME, unionid=1, " +
+			"errcode=NUMBER, delay=TIME (3s) or status=NUMBER (200 to 599), with & between two")
+		o.errcode = 40029
 	}
-	return w
+	return o
 }
 
-// use marks code as used and reports whether it was before.
+// use marks code as used, and reports whether it was before.
 func (s *sandbox) use(code string) bool {
 	hash := sha256.Sum256([]byte(code))
 	s.mu.Lock()
@@ -152,7 +158,7 @@ func (s *sandbox) use(code string) bool {
 	return before
 }
 
-// fakeID returns user's id of that kind: stable, 28 characters, o first.
+// fakeID returns an id of a user: stable, 28 characters, o first.
 func fakeID(kind, user string) string {
 	hash := sha256.Sum256([]byte(kind + ":" + user))
 	return "o" + base64.RawURLEncoding.EncodeToString(hash[:])[:27]

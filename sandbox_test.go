@@ -4,8 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"strings"
@@ -96,8 +99,8 @@ func TestSandboxAsWeChat(t *testing.T) {
 	}
 }
 
-// Codes that wish for something, sent to the service that asks the sandbox.
-func TestSandboxWishes(t *testing.T) {
+// Codes that ask for something, sent to the service that asks the sandbox.
+func TestSandboxCodes(t *testing.T) {
 	t.Parallel()
 	p := startProgram(t, credentials(), "-sandbox")
 	everybody, alice, bob := ask(t, p, codeQuery("x")), ask(t, p, codeQuery("sandbox:user=alice")), ask(t, p, codeQuery("sandbox:user=bob"))
@@ -154,6 +157,9 @@ func TestSandboxWishes(t *testing.T) {
 			}
 		})
 	}
+	if got := p.log.warnings(); len(got) != 1+6 || !strings.Contains(got[1], "does not know") || strings.Contains(got[1], "color") {
+		t.Errorf("got warnings %q, want one of the sandbox, and one for each code that asks for nothing known", got)
+	}
 	hasty := startProgram(t, map[string]string{"WX_TIMEOUT": "20ms"}, "-sandbox")
 	if got := post(t, hasty.url+"/openid", `{"code":"sandbox:delay=10m"}`); got.Error != "wechat_timeout" {
 		t.Errorf("got %d %s from a delay beyond WX_TIMEOUT, want wechat_timeout", got.status, got.body)
@@ -163,6 +169,18 @@ func TestSandboxWishes(t *testing.T) {
 	}
 	if stable := ask(t, startProgram(t, credentials(), "-sandbox"), codeQuery("sandbox:user=alice")); stable != alice {
 		t.Errorf("got %+v from another sandbox, want %+v", stable, alice)
+	}
+}
+
+// TestSandboxRecommendsNoSandbox refuses codes of mini programs in tourist mode and with another AppID.
+func TestSandboxRecommendsNoSandbox(t *testing.T) {
+	t.Parallel()
+	p := startProgram(t, nil, "-sandbox")
+	for _, appID := range []string{"touristappid", "wxfedcba9876543210"} {
+		got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029"}`, "Referer", "https://servicewechat.com/"+appID+"/0/page-frame.html")
+		if got.Error != "appid_mismatch" || !strings.Contains(got.Message, appID) || strings.Contains(got.Message, "-sandbox") {
+			t.Errorf("got %d %s, want appid_mismatch with %s and without -sandbox", got.status, got.body, appID)
+		}
 	}
 }
 
@@ -181,7 +199,7 @@ func TestSandboxDelay(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &sandbox{appID: testAppID, appSecret: testSecret}
+				s := &sandbox{appID: testAppID, appSecret: testSecret, log: slog.New(slog.DiscardHandler)}
 				start := time.Now()
 				s.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/?"+codeQuery(test.code), nil))
 				if took := time.Since(start); took != test.took {
@@ -189,6 +207,32 @@ func TestSandboxDelay(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestSandboxFromStartToStop has a proxy in the environment that nobody runs.
+func TestSandboxFromStartToStop(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "HTTPS_PROXY": nobody, "http_proxy": nobody, "WX_BASE_URL": nobody}, "-sandbox")
+	want := `curl -d "{\"code\":\"the code is a mock one\"}" ` + p.url + "/openid\n"
+	if got := post(t, p.url+"/openid", `{"code":"the code is a mock one"}`); got.status != 200 || len(got.OpenID) != 28 {
+		t.Errorf("got %d %s, want 200 and an openid of 28 characters", got.status, got.body)
+	}
+	if code := p.stop(); code != 0 || p.out.String() != want {
+		t.Errorf("got exit code %d and %q on standard output, want 0 and %q", code, p.out, want)
+	}
+	if got := p.log.warnings(); len(got) != 1 || !strings.Contains(got[0], "sandbox") {
+		t.Errorf("got warnings %q, want one that this is a sandbox", got)
+	}
+}
+
+func TestCurlLine(t *testing.T) {
+	t.Parallel()
+	for addr, want := range map[string]string{"127.0.0.1:2020": "127.0.0.1:2020", "0.0.0.0:80": "localhost:80", "[::]:80": "localhost:80", "[::1]:80": "[::1]:80"} {
+		got := curlLine(false, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr)))
+		if !strings.HasSuffix(got, " http://"+want+"/openid") {
+			t.Errorf("got %s for %s, want %s in it", got, addr, want)
+		}
 	}
 }
 

@@ -1,281 +1,262 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
 const (
-	connectTimeout = 2 * time.Second  // without a connection for so long, the next base URL is tried
-	passOver       = 30 * time.Second // how long a base URL that could not be reached is left alone
-	idleTimeout    = 90 * time.Second // how long an unused connection is kept
-	maxReply       = 64 << 10         // bytes; WeChat's replies have some 150
+	passOverTime = 30 * time.Second // how long a base URL that is out of reach is passed over
+	retryTime    = 5 * time.Second  // how long the one exchange that tries it again may take
+	maxReply     = 64 << 10         // bytes; WeChat's replies have some 150
+	checkNetwork = "check DNS, the firewall, HTTPS_PROXY and WX_BASE_URL"
+	changed      = "something on the way to WeChat changes the query: check HTTPS_PROXY and WX_BASE_URL"
 )
 
-// A fault is the way in which an exchange with WeChat failed.
-type fault int
-
-const (
-	refused      fault = iota // WeChat answered with an errcode
-	badReply                  // WeChat answered with neither an errcode nor an openid
-	noConnection              // no base URL could be reached: the code is still good
-	broken                    // a connection broke before the whole reply was read
-	timedOut                  // WX_TIMEOUT was over
-	hungUp                    // the caller was gone first
-	overloaded                // MAX_INFLIGHT exchanges are under way: the code is still good
-)
-
-// An exchangeError says why there is no openid. Its texts are this program's own,
-// with hosts that the operator set and numbers, and nothing else that was sent or
-// received: no URL, AppSecret, code or session_key can be in it.
-type exchangeError struct {
-	fault   fault
-	errcode int64  // WeChat's if it refused, else 0
-	rid     string // WeChat's id of the request if it refused and gave one
-	cause   string // for the log
+// A failure says why there is no openid. Its texts are this program's own or the operating
+// system's: no URL, AppSecret, code or session_key can be in them.
+type failure struct {
+	word    string // the "error" of the answer, a key of answers
+	errcode int64  // WeChat's, or 0
+	rid     string // WeChat's id of the request, or empty
+	cause   string // for the operator who reads the log: the culprit, then what to do
+	message string // for the caller, where the message in answers does not fit
 }
 
-// A user is whom a code belongs to, by opaque ids. There is a UnionID only where
-// the mini program is bound to an Open Platform account.
+func (f *failure) Error() string { return f.word + ": " + f.cause }
+
+// errcodes are the errcodes with a meaning here, from WeChat's global list, users' reports and
+// developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_code2session.
+var errcodes = map[int64]struct{ word, remedy string }{
+	40029: {word: "invalid_code", remedy: "the code is unknown: compare WX_APPID with the mini program's AppID"},
+	40163: {word: "code_used", remedy: "the code has been used: call wx.login for every request"},
+	40226: {word: "user_blocked", remedy: "WeChat considers the user high-risk: only WeChat's support can lift that"},
+	45011: {word: "rate_limited", remedy: "this user logs in too often: try again in a minute"},
+	40013: {word: "misconfigured", remedy: "WeChat does not know WX_APPID: copy the AppID again from " + console},
+	40125: {word: "misconfigured", remedy: "the AppSecret is not that of WX_APPID: find the right one, since " +
+		"mp.weixin.qq.com shows none again, or reset it at " + console + ", which ends the old one everywhere"},
+	40164: {word: "misconfigured", remedy: "add this machine's public address to IP白名单 (the allowlist) at " + console},
+	40243: {word: "misconfigured", remedy: "the AppSecret is frozen: unfreeze it at " + console},
+	41002: {word: "misconfigured", remedy: "no AppID arrived, so " + changed},
+	41004: {word: "misconfigured", remedy: "no AppSecret arrived, so " + changed},
+	41008: {word: "misconfigured", remedy: "no code arrived, so " + changed},
+	40002: {word: "misconfigured", remedy: "another grant_type arrived, so " + changed},
+	48001: {word: "misconfigured", remedy: "the account of WX_APPID may not use this API: see " + apiRights},
+	50002: {word: "misconfigured", remedy: "the account of WX_APPID is restricted: read 通知中心 at mp.weixin.qq.com"},
+	-1:    {word: "wechat_busy", remedy: "WeChat is busy: try again in a moment"},
+	45009: {word: "quota_exceeded", remedy: "the day's quota is used up: see " + apiRights},
+}
+
+// A user is whom a code belongs to. A unionid needs a mini program that is bound to an Open Platform account.
 type user struct {
 	OpenID  string `json:"openid"`
 	UnionID string `json:"unionid,omitempty"`
 }
 
-// A client asks WeChat's jscode2session. What it has of the AppSecret is in query.
+// A client exchanges codes for users. It has the AppSecret in query and nowhere else.
 type client struct {
 	transport *http.Transport
 	bases     []*base
-	query     string        // of every request, up to the value of js_code
-	slots     chan struct{} // filled by the exchanges under way
-	timeout   time.Duration
+	query     string        // of every request, up to the code
+	slots     chan struct{} // one for each exchange under way
+	timeout   time.Duration // of one exchange
 	log       *slog.Logger
 }
 
-// A base is a place where WeChat is.
-type base struct {
-	url   url.URL      // of jscode2session, without a query
-	conns atomic.Int64 // how often a connection to it was had
-	down  atomic.Int64 // until when to pass it over, as Unix ns; 0 if it is not
-}
-
-func newClient(c config, log *slog.Logger) *client {
-	values := url.Values{"appid": {c.appID}, "secret": {c.appSecret}, "grant_type": {"authorization_code"}}
+func newClient(c config, transport *http.Transport, log *slog.Logger) *client {
+	query := url.Values{"appid": {c.appID}, "secret": {c.appSecret}, "grant_type": {"authorization_code"}}
 	wx := &client{
-		transport: &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            (&net.Dialer{Timeout: connectTimeout}).DialContext, // and so no HTTP/2
-			TLSHandshakeTimeout:    connectTimeout,
-			DisableCompression:     true,
-			MaxIdleConnsPerHost:    c.maxInflight,
-			IdleConnTimeout:        idleTimeout,
-			MaxResponseHeaderBytes: maxReply,
-			ReadBufferSize:         1 << 10, // for less memory: a reply fits
-			WriteBufferSize:        2 << 10, // and so does a request of maxText parts
-		},
-		query:   values.Encode() + "&js_code=",
-		slots:   make(chan struct{}, c.maxInflight),
-		timeout: c.timeout,
-		log:     log,
+		transport: transport,
+		query:     query.Encode() + "&js_code=",
+		slots:     make(chan struct{}, c.maxInflight),
+		timeout:   c.timeout,
+		log:       log,
 	}
 	for _, u := range c.baseURLs {
-		if isPlain(u) {
-			log.Warn("the AppSecret travels unencrypted: WX_BASE_URL should begin with https", "host", u.Host)
-		}
-		u = u.JoinPath("/").JoinPath("sns/jscode2session") // alone, the latter leaves out a first slash
-		wx.bases = append(wx.bases, &base{url: *u})
+		wx.bases = append(wx.bases, &base{url: *u.JoinPath("/").JoinPath(wechatPath)})
 	}
 	return wx
 }
 
-// openID exchanges code for its user. WeChat may have seen one request at most.
-func (wx *client) openID(caller context.Context, code string) (user, *exchangeError) {
+// openID exchanges code for its user. WeChat sees one request at most. The error is a *failure.
+func (wx *client) openID(ctx context.Context, code string) (user, error) {
 	select {
 	case wx.slots <- struct{}{}:
 		defer func() { <-wx.slots }()
 	default:
-		return user{}, &exchangeError{fault: overloaded, cause: "MAX_INFLIGHT is reached"}
+		return user{}, &failure{word: "overloaded", cause: "MAX_INFLIGHT is reached: raise it, or add an instance"}
 	}
-	deadline := time.Now().Add(wx.timeout)
+	ctx, cancel := context.WithTimeout(ctx, wx.timeout)
+	defer cancel()
 	query := wx.query + url.QueryEscape(code)
-	var err *exchangeError
-	for i, b := range wx.inOrder() {
-		var body []byte
-		conns := b.conns.Load()
-		if body, err = wx.get(caller, deadline, b, query); err == nil {
-			return parseReply(body, query)
+	f := &failure{}
+	var culprits []string
+	for _, b := range wx.inOrder() {
+		x, start := &exchange{base: b}, time.Now()
+		status, body, err := x.get(ctx, wx.transport, query)
+		if err == nil {
+			return parseReply(status, body, query)
 		}
-		if b.conns.Load() == conns && (err.fault == noConnection || err.fault == timedOut && i == 0) {
-			if b.down.Swap(time.Now().Add(passOver).UnixNano()) == 0 {
-				wx.log.Warn("WeChat is out of reach", "host", b.url.Host, "cause", err.cause)
-			}
+		word, culprit, remedy := wx.explain(ctx.Err(), x, err)
+		if !slices.Contains(culprits, culprit) { // a proxy fails for all base URLs alike
+			culprits = append(culprits, culprit)
 		}
-		if err.fault != noConnection {
+		f.word, f.cause = word, strings.Join(culprits, "; ")+": "+remedy
+		if word == "wechat_timeout" {
+			start = start.Add(-wx.timeout) // where x waited for a free connection, others got one since then
+		}
+		if !x.connected && word != "client_closed_request" && b.passOver(start) {
+			wx.log.Warn("WeChat is out of reach", "host", b.url.Host, "cause", f.cause)
+		}
+		if x.connected || word != "wechat_unreachable" {
 			break
 		}
 	}
-	return user{}, err
+	return user{}, f
 }
 
-// inOrder returns the bases to try, with those to pass over at the end. When the
-// time of one is up, a single caller tries it, and no other until it has given up.
-func (wx *client) inOrder() []*base {
-	var first, last []*base
+// A base is a base URL of WeChat's API. Its times are Unix nanoseconds.
+type base struct {
+	url       url.URL      // of jscode2session, without a query
+	connected atomic.Int64 // when an exchange last got a connection to it
+	retryAt   atomic.Int64 // until when it is passed over, or 0
+}
+
+// inOrder returns the base URLs to try, with those that are passed over at the end. When the time of
+// one is up, a single exchange tries it, and the others pass it over until there is a connection.
+func (wx *client) inOrder() (order []*base) {
+	var last []*base
 	for _, b := range wx.bases {
-		down := b.down.Load()
-		if down == 0 || down < time.Now().UnixNano() && b.down.CompareAndSwap(down, time.Now().Add(connectTimeout+time.Second/2).UnixNano()) {
-			first = append(first, b)
+		at, now := b.retryAt.Load(), time.Now()
+		if at == 0 || at < now.UnixNano() && b.retryAt.CompareAndSwap(at, now.Add(retryTime).UnixNano()) {
+			order = append(order, b)
 		} else {
 			last = append(last, b)
 		}
 	}
-	return append(first, last...)
+	return append(order, last...)
 }
 
-// get asks b and returns the body of a reply with status 200. It goes past
-// http.Client, which follows redirects and puts the URL into its errors.
-func (wx *client) get(caller context.Context, deadline time.Time, b *base, query string) ([]byte, *exchangeError) {
-	ctx, cancel := context.WithCancel(caller)
-	defer cancel()
-	a := &attempt{base: b, log: wx.log, cancel: cancel, deadline: deadline}
-	a.timer = time.AfterFunc(min(connectTimeout, time.Until(deadline)), cancel)
-	defer a.timer.Stop()
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn:      a.gotConn,
-		WroteHeaders: func() { a.sent.Store(true) }, // to a buffer, before they are on the wire
-	})
-	u := b.url
+// passOver has b passed over, unless an exchange got a connection since then. It reports whether that is new.
+func (b *base) passOver(since time.Time) bool {
+	return b.connected.Load() < since.UnixNano() && b.retryAt.Swap(time.Now().Add(passOverTime).UnixNano()) == 0
+}
+
+// An exchange is one GET to one base URL.
+type exchange struct {
+	base      *base
+	connected bool // from here on a byte may have reached WeChat
+}
+
+// gotConn is called when there is a connection for x, before anything is sent.
+func (x *exchange) gotConn(httptrace.GotConnInfo) {
+	x.connected = true
+	x.base.connected.Store(time.Now().UnixNano())
+	x.base.retryAt.Store(0)
+}
+
+// get returns the status of the reply, and its body if that is 200. It uses the Transport:
+// http.Client would follow redirects, and put the URL with the AppSecret into its errors.
+func (x *exchange) get(ctx context.Context, t *http.Transport, query string) (status int, body []byte, err error) {
+	u := x.base.url
 	u.RawQuery = query
-	resp, err := wx.transport.RoundTrip((&http.Request{Method: http.MethodGet, URL: &u, Header: http.Header{}}).WithContext(ctx))
+	// net/http repeats a GET when a kept connection dies, but not one with a body that it cannot
+	// rewind. This body is empty, and "identity" keeps net/http from sending it as chunks.
+	request := &http.Request{Method: http.MethodGet, URL: &u, Header: http.Header{},
+		Body: io.NopCloser(strings.NewReader("")), TransferEncoding: []string{"identity"}}
+	trace := &httptrace.ClientTrace{GotConn: x.gotConn}
+	resp, err := t.RoundTrip(request.WithContext(httptrace.WithClientTrace(ctx, trace)))
 	if err != nil {
-		return nil, a.explain(err, caller)
+		return 0, nil, err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, &exchangeError{fault: badReply, cause: fmt.Sprintf("WeChat answered with HTTP status %d", resp.StatusCode)}
+	if resp.StatusCode == http.StatusOK {
+		body, err = io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
-	if err != nil {
-		return nil, a.explain(err, caller)
-	}
-	return body, nil
+	return resp.StatusCode, body, err
 }
 
-// An attempt is one request to one base, watched through httptrace.
-type attempt struct {
-	*base
-	log       *slog.Logger
-	cancel    context.CancelFunc
-	deadline  time.Time
-	timer     *time.Timer // cancels it: for want of a connection first, at the deadline then
-	connected atomic.Bool // there was a connection for it
-	sent      atomic.Bool // some of it may be on the wire
-}
-
-// gotConn is called with a connection to which nothing was written yet.
-func (a *attempt) gotConn(got httptrace.GotConnInfo) {
-	inTime := a.timer.Reset(time.Until(a.deadline))
-	a.conns.Add(1)
-	if a.down.Load() != 0 && a.down.Swap(0) != 0 {
-		a.log.Info("WeChat is within reach again", "host", a.url.Host)
-	}
-	if !inTime || a.sent.Load() {
-		// It came too late; or a kept connection died without a reply and net/http is about to
-		// repeat the GET, though WeChat may have used the code. Nothing can be written to a
-		// closed connection, and a cancelled request is not repeated again.
-		a.cancel()
-		got.Conn.Close()
-		return
-	}
-	a.connected.Store(true)
-}
-
-// explain says what went wrong, of which err is what net/http knows.
-func (a *attempt) explain(err error, caller context.Context) *exchangeError {
-	e := &exchangeError{fault: broken, cause: a.url.Host + ": " + describe(err, a.connected.Load())}
-	switch {
-	case caller.Err() != nil:
-		e.fault, e.cause = hungUp, "the caller hung up"
-	case !time.Now().Before(a.deadline):
-		e.fault, e.cause = timedOut, a.url.Host+": no whole reply within WX_TIMEOUT"
-	case !a.connected.Load():
-		e.fault = noConnection
-	}
-	return e
-}
-
-// describe says what err is, and never in err's own words: they may be WeChat's.
-func describe(err error, connected bool) string {
-	if errno, ok := errors.AsType[syscall.Errno](err); ok {
-		return errno.Error()
-	}
-	switch {
-	case errors.As(err, new(*net.DNSError)):
-		return "its name cannot be resolved"
-	case errors.As(err, new(x509.UnknownAuthorityError)):
-		return "no authority known here has signed its certificate (are CA certificates installed?)"
+// explain says what an error of x.get means. Once connected it never quotes err, which may quote WeChat.
+func (wx *client) explain(ended error, x *exchange, err error) (word, culprit, remedy string) {
+	host := x.base.url.Host
+	word, culprit, remedy = "wechat_unreachable", fmt.Sprintf("%s: %v", host, err), checkNetwork
+	switch proxy, _ := wx.transport.Proxy(&http.Request{URL: &x.base.url}); {
+	case ended == context.Canceled:
+		return "client_closed_request", "the caller hung up before WeChat answered", "look at its timeout"
+	case ended != nil:
+		return "wechat_timeout", host + ": no whole reply within WX_TIMEOUT", "raise it, or " + checkNetwork
+	case x.connected:
+		culprit = host + ": the connection broke before a whole HTTP reply came"
+	case proxy != nil:
+		culprit, remedy = fmt.Sprintf("no connection through the proxy %s: %v", proxy.Host, err), "check HTTPS_PROXY"
 	case errors.As(err, new(*tls.CertificateVerificationError)):
-		return "its certificate has expired, is for another name or is otherwise not valid"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), connected && errors.Is(err, context.Canceled):
-		return "the connection was closed early"
-	case connected:
-		return "the reply is not HTTP"
-	case errors.As(err, new(net.Error)), errors.Is(err, context.Canceled):
-		return "no connection in time"
+		remedy = "check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
 	}
-	return "no TLS connection, or none through the proxy"
+	return word, culprit, remedy
 }
 
-// A reply is what is read of WeChat's: its session_key is not. The names in capitals are
-// there for encoding/json, which would else put Openid and its like where openid belongs.
-type reply struct {
-	OPENID, UNIONID, ERRCODE, ERRMSG json.RawMessage
-
-	OpenID  string      `json:"openid"`
-	UnionID any         `json:"unionid"`
-	ErrCode json.Number `json:"errcode"` // a number, a number in a string, or null
-	ErrMsg  any         `json:"errmsg"`
+// parseReply returns the user in a reply to query. HTTP 200 and errcode 0 are not success: an
+// openid is. The session_key is not decoded.
+func parseReply(status int, body []byte, query string) (user, error) {
+	var reply struct {
+		user
+		ErrCode json.Number `json:"errcode"` // a number, a number in a string, or null
+		ErrMsg  string      `json:"errmsg"`
+	}
+	err := json.Unmarshal(body, &reply)
+	number, _ := reply.ErrCode.Float64() // 0 where there is none
+	what := ""
+	switch {
+	case status != http.StatusOK:
+		what = fmt.Sprintf("HTTP status %d, not 200", status)
+	case len(body) > maxReply:
+		what = "a reply of over 64 KiB"
+	case number != 0 && number == float64(int64(number)):
+		return user{}, refusal(int64(number), reply.ErrMsg, query)
+	case err != nil || number != 0:
+		what = "a reply that is not the JSON object that WeChat sends"
+	case reply.OpenID == "":
+		what = "a reply without an openid"
+	default:
+		return reply.user, nil
+	}
+	return user{}, &failure{word: "wechat_error", cause: what + ": check what WX_BASE_URL, or a proxy, leads to"}
 }
 
 var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8})\b`)
+var ipPattern = regexp.MustCompile(`\binvalid ip ([^ ,]+)`)
 
-// parseReply returns the user of a reply to query. HTTP 200 and errcode 0 are not
-// success: an openid is.
-func parseReply(body []byte, query string) (user, *exchangeError) {
-	r := reply{ErrCode: "0"}
-	err := json.Unmarshal(body, &r)
-	number, _ := r.ErrCode.Float64()
-	errcode := int64(number)
-	switch {
-	case len(body) > maxReply:
-		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply is over 64 KiB"}
-	case errcode != 0 && float64(errcode) == number:
-		e := &exchangeError{fault: refused, errcode: errcode, cause: fmt.Sprintf("WeChat refused with errcode %d", errcode)}
-		errmsg, _ := r.ErrMsg.(string)
-		if m := ridPattern.FindStringSubmatch(errmsg); m != nil && !strings.Contains(query, m[1]) {
-			e.rid = m[1] // and no echo of what was sent
-		}
-		return user{}, e
-	case err != nil, number != 0:
-		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply is not the JSON object that it should be"}
-	case r.OpenID == "":
-		return user{}, &exchangeError{fault: badReply, cause: "WeChat's reply has no openid"}
+// refusal returns the failure for an errcode. For 40164 it names the address that WeChat saw.
+func refusal(errcode int64, errmsg, query string) error {
+	row := errcodes[errcode]
+	f := &failure{word: cmp.Or(row.word, "wechat_error"), errcode: errcode, rid: find(ridPattern, errmsg, query)}
+	f.cause = fmt.Sprintf("errcode %d: %s", errcode, cmp.Or(row.remedy, "look it up at developers.weixin.qq.com"))
+	if ip, err := netip.ParseAddr(find(ipPattern, errmsg, query)); errcode == 40164 && err == nil && ip.Zone() == "" {
+		f.cause = strings.Replace(f.cause, "this machine's public address", ip.String()+", which WeChat saw,", 1)
 	}
-	unionID, _ := r.UnionID.(string)
-	return user{OpenID: r.OpenID, UnionID: unionID}, nil
+	return f
+}
+
+// find returns the group of pattern in errmsg, unless it is an echo of the query.
+func find(pattern *regexp.Regexp, errmsg, query string) string {
+	m := pattern.FindStringSubmatch(errmsg)
+	if m == nil || strings.Contains(query, url.QueryEscape(m[1])) {
+		return ""
+	}
+	return m[1]
 }

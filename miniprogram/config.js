@@ -1,8 +1,9 @@
-// Where wxopenid runs: scheme, host and port, with no slash at the end.
+// config.js says where wxopenid runs: scheme, host and port, with no slash at the end.
+// openid.js needs it: copy both.
 //
-// On a phone localhost is the phone, so write the computer's address on the local
-// network instead: http://192.168.1.5:2020, say. A released mini program reaches
-// nothing but https domains that are on its list.
-module.exports = {
-  baseURL: 'http://localhost:2020'
-}
+// On a phone localhost is the phone itself, so write the computer's address on the local
+// network instead, for example http://192.168.1.5:2020. A released mini program can reach
+// only https domains that are on its list.
+const baseURL = 'http://localhost:2020'
+
+module.exports = { baseURL }

@@ -1,5 +1,12 @@
-// openid.js asks wxopenid for the openid of whoever is using this mini program.
-// This file and config.js are all that an app of your own needs.
+// openid.js asks wxopenid for the openid of the user of this mini program.
+// Copy this file and config.js into your own app, into the same folder.
+//
+// In a project with ES modules (uni-app with Vue 3, or anything else built with Vite) change
+// the first and the last line of code here, and the last line of config.js:
+//
+//	const { baseURL } = require('./config')    import { baseURL } from './config'
+//	module.exports = { getOpenID }             export { getOpenID }
+//	module.exports = { baseURL }               export { baseURL }
 
 const { baseURL } = require('./config')
 
@@ -8,12 +15,16 @@ const LOGIN_TIMEOUT = 10000
 const REQUEST_TIMEOUT = 10000
 
 /**
- * getOpenID resolves with the user's openid, and with their unionid where WeChat gives
- * one ('' where it does not).
+ * OpenIDError is what getOpenID rejects with: `message` is a Chinese sentence for the user,
+ * `error` a word for the program (all are in sentence below), `status` the HTTP status (0 if
+ * no answer came), and `detail` what WeChat or the server said, for the developer's console.
  *
- * It rejects with an Error: `message` is a Chinese sentence for the user, `error` a word
- * for the program (the service's own, or one of those in sentence below), `status` the HTTP
- * status (0 if no answer came), and `detail` a line for the console, not for the screen.
+ * @typedef {Error & {error: string, status: number, detail: string}} OpenIDError
+ */
+
+/**
+ * getOpenID resolves with the user's openid, and with their unionid where WeChat gives one
+ * ('' where it does not). It rejects with an OpenIDError.
  *
  * A code from wx.login works once and for 5 minutes, so every call gets a new one: to try
  * again, call getOpenID again.
@@ -24,22 +35,30 @@ function getOpenID() {
   return login().then(exchange)
 }
 
-// wx.login at times never calls back, hence the timer. A promise settles only once, so what
-// comes after the timer is ignored.
+/**
+ * wx.login sometimes never calls back, hence the timer. A promise settles only once, so
+ * whatever comes after the timer is ignored.
+ *
+ * @returns {Promise<string>}
+ */
 function login() {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(failure('login_timeout')), LOGIN_TIMEOUT)
     wx.login({
       success: ({ code, errMsg }) => code ? resolve(code) : reject(failure('login_failed', 0, errMsg)),
-      fail: ({ errMsg }) => reject(failure('login_failed', 0, errMsg)),
+      fail: ({ errMsg }) => reject(failure(noCode(errMsg), 0, errMsg)),
       complete: () => clearTimeout(timer)
     })
   })
 }
 
-// wx.request never returns a promise, and it calls success for every HTTP status. An
-// answer that is not JSON, a gateway's error page say, arrives as a string; Object makes
-// of it, and of null, something that can be taken apart.
+/**
+ * wx.request never returns a promise, and it calls success for every HTTP status. An answer
+ * that is not JSON (a gateway's error page, for example) arrives as a string.
+ *
+ * @param {string} code
+ * @returns {Promise<{openid: string, unionid: string}>}
+ */
 function exchange(code) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(failure('timeout')), REQUEST_TIMEOUT)
@@ -52,8 +71,11 @@ function exchange(code) {
         const { openid, unionid = '', error, message } = Object(data)
         if (statusCode === 200 && openid && typeof openid === 'string') {
           resolve({ openid, unionid })
+        } else if (typeof error === 'string' && /^[a-z_]+$/.test(error)) {
+          reject(failure(error, statusCode, message))
         } else {
-          reject(failure(typeof error === 'string' ? error : 'bad_answer', statusCode, message))
+          const text = String(typeof data === 'string' ? data : JSON.stringify(data))
+          reject(failure('bad_answer', statusCode, text.slice(0, 200)))
         }
       },
       fail: ({ errno, errMsg }) => reject(failure(noAnswer(errno, errMsg), 0, errMsg)),
@@ -62,63 +84,84 @@ function exchange(code) {
   })
 }
 
+// errMsg differs from phone to phone and with the phone's language, and is not always there.
+
+function noCode(errMsg = '') {
+  return /不是该小程序的开发者/.test(errMsg) ? 'not_developer' : 'login_failed'
+}
+
 // Base libraries before 2.24.0 give no errno.
-function noAnswer(errno, errMsg) {
+function noAnswer(errno = 0, errMsg = '') {
   if (errno === 600002 || /domain list/.test(errMsg)) return 'domain_not_listed'
-  if (/time(d.)?out/i.test(errMsg)) return 'timeout'
+  if (errno === 600009 || /invalid url/.test(errMsg)) return 'invalid_url'
+  if (/time(d.)?out|超时/i.test(errMsg)) return 'timeout'
+  if (/ssl|tls|cert|证书|trust anchor/i.test(errMsg)) return 'tls_failed'
   return 'no_network'
 }
 
-function failure(error, status = 0, detail = '') {
+/** @returns {OpenIDError} */
+function failure(error = '', status = 0, detail = '') {
   return Object.assign(new Error(sentence(error, status)), { error, status, detail })
 }
 
 // sentence says what went wrong and what to do, to somebody who has never heard of codes.
-function sentence(error, status) {
+function sentence(error = '', status = 0) {
   switch (error) {
     // this file's own
     case 'login_failed':
-      return '微信登录没有成功，请稍后再点一次'
+      return '微信登录失败，请稍后再试'
     case 'login_timeout':
-      return '微信登录没有回应，请再点一次，还不行请重启微信'
+      return '微信登录没有响应，请重试；如仍失败，请重启微信'
+    case 'not_developer':
+      return '当前微信号不是该小程序的开发者，请联系小程序管理员添加'
     case 'no_network':
-      return '连不上服务器，请检查网络后再点一次'
+      return '无法连接服务器，请检查网络后重试'
     case 'timeout':
-      return '等了很久没有回应，请检查网络后再点一次'
+      return '请求超时，请检查网络后重试'
+    case 'tls_failed':
+      return '服务器的 HTTPS 证书有问题，重试无效，请联系开发者修复'
     case 'domain_not_listed':
-      return '服务器的域名不在合法域名列表里，请开发者到小程序后台添加'
+      return '服务器域名不在合法域名列表中，请开发者到小程序后台添加'
+    case 'invalid_url':
+      return '服务器地址的格式不正确，请开发者检查 config.js'
     case 'bad_answer':
-      return '服务器的回应不对，请稍后再点一次，总是这样请联系开发者'
+      return '服务器返回异常，请稍后再试；如仍失败，请联系开发者'
 
     // the service's
-    case 'code_used':
-      return '登录凭证已经用过，请再点一次'
+    case 'invalid_request':
+      return '请求内容有误，请联系开发者'
     case 'invalid_code':
-      return '登录凭证无效，请再点一次，总是这样请联系开发者'
+      return '登录凭证无效，请重试；如仍失败，请联系开发者'
     case 'appid_mismatch':
-      return '小程序和服务器的 AppID 不一致，请联系开发者'
+      return '小程序与服务器的 AppID 不一致，请联系开发者'
+    case 'code_used':
+      return '登录凭证已被使用，请重试'
     case 'user_blocked':
-      return '微信认为这个账号有风险，暂时不能登录，请联系微信客服'
-    case 'rate_limited':
-      return '点得太频繁了，请过一分钟再点'
-    case 'quota_exceeded':
-      return '今天的登录次数已经用完，请明天再来'
-    case 'misconfigured':
-      return '服务器的设置有误，请联系开发者'
-    case 'overloaded':
-      return '现在人太多了，请过几秒再点一次'
-    case 'wechat_busy':
-      return '微信正忙，请过几秒再点一次'
-    case 'wechat_timeout':
-      return '微信太久没有回应，请稍后再点一次'
-    case 'wechat_unreachable':
-      return '服务器连不上微信，请稍后再点一次'
-    case 'wechat_error':
-      return '微信的登录服务出错了，请稍后再点一次'
+      return '微信认为该账号存在风险，暂时无法登录，请联系微信客服'
     case 'not_found':
-      return '服务器的地址不对，请开发者检查 config.js'
+      return '服务器地址不正确，请开发者检查 config.js'
+    case 'method_not_allowed': // a redirect from http to https turns POST into GET
+      return '请求被重定向，请开发者检查 config.js 中的地址'
+    case 'body_too_large':
+      return '请求内容过长，请联系开发者'
+    case 'rate_limited':
+      return '操作过于频繁，请一分钟后再试'
+    case 'misconfigured':
+      return '服务器配置有误，请联系开发者'
+    case 'wechat_error':
+      return '微信登录服务异常，请稍后再试'
+    case 'wechat_unreachable':
+      return '服务器无法连接微信，请稍后再试'
+    case 'wechat_busy':
+      return '微信系统繁忙，请稍后再试'
+    case 'quota_exceeded':
+      return '小程序今天的登录次数已用完，请明天再试'
+    case 'overloaded':
+      return '当前访问人数较多，请稍后再试'
+    case 'wechat_timeout':
+      return '微信响应超时，请稍后再试'
     default:
-      return status >= 500 ? '服务器出错了，请稍后再点一次' : '请求没有成功，请联系开发者'
+      return status >= 500 ? '服务器出错，请稍后再试' : '请求失败，请联系开发者'
   }
 }
 

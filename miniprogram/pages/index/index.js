@@ -1,18 +1,22 @@
+const { baseURL } = require('../../config')
 const { getOpenID } = require('../../openid')
 
 Page({
   data: {
+    baseURL,
     loading: false,
     openid: '',
     unionid: '',
-    problem: ''
+    problem: '',
+    error: '',
+    detail: ''
   },
 
   asking: false,
   unloaded: false,
 
-  // The guard is a plain field, not data: it holds from one tap to the next, however
-  // soon that comes, and does not wait for the screen.
+  // The guard is a plain field, not data: it works from one tap to the next, however soon
+  // that comes, and does not wait for the screen.
   ask() {
     if (this.asking) return
     this.asking = true
@@ -20,12 +24,14 @@ Page({
     getOpenID().then(
       ids => this.show(ids),
       err => {
+        // detail may be English, or HTML: it goes to the console and the clipboard, not on the screen.
         console.warn('getOpenID', err.error, err.status, err.detail)
-        this.show({ problem: err.message })
+        this.show({ problem: err.message, error: err.error, detail: `${err.error} ${err.status} ${err.detail}` })
       }
     )
   },
 
+  /** @param {object} outcome what to set in data */
   show(outcome) {
     this.asking = false
     if (this.unloaded) return
@@ -33,10 +39,11 @@ Page({
   },
 
   // When it succeeds, WeChat itself says 内容已复制.
+  /** @param {WechatMiniprogram.TouchEvent} event */
   copy(event) {
     wx.setClipboardData({
       data: event.currentTarget.dataset.text,
-      fail: () => wx.showToast({ title: '没有复制成功，请长按文字来复制', icon: 'none' })
+      fail: () => wx.showToast({ title: '复制失败，请长按文字复制', icon: 'none' })
     })
   },
 

@@ -1,0 +1,497 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"io"
+	"log/slog"
+	"maps"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func writeFile(t testing.TB, name, content string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An authority signs certificates. It has one key for all of them.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t testing.TB) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &authority{key: key}
+	a.cert = a.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
+		NotAfter: time.Now().Add(time.Hour)})
+	return a
+}
+
+// sign signs a certificate for 127.0.0.1. The first is the authority's own.
+func (a *authority) sign(t testing.TB, template *x509.Certificate) *x509.Certificate {
+	t.Helper()
+	template.SerialNumber, _ = rand.Int(rand.Reader, big.NewInt(1<<62))
+	template.IPAddresses = append(template.IPAddresses, net.IPv4(127, 0, 0, 1))
+	parent := a.cert
+	if parent == nil {
+		parent = template
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, a.key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// write writes certificates and the key to PEM files, whose names it returns.
+func (a *authority) write(t testing.TB, dir string, certs ...*x509.Certificate) (certFile, keyFile string) {
+	t.Helper()
+	var chain []byte
+	for _, cert := range certs {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	writeFile(t, certFile, string(chain))
+	writeFile(t, keyFile, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+	return certFile, keyFile
+}
+
+// newCertificate writes a self-signed certificate for 127.0.0.1 and its key to files.
+func newCertificate(t testing.TB) (certFile, keyFile string) {
+	t.Helper()
+	a := newAuthority(t)
+	return a.write(t, t.TempDir(), a.cert)
+}
+
+func TestStartFails(t *testing.T) {
+	t.Parallel()
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { busy.Close() })
+	cert, key := newCertificate(t)
+	_, otherKey := newCertificate(t)
+	tests := []struct {
+		name  string
+		env   map[string]string
+		words string
+	}{
+		{"port in use", map[string]string{"ADDR": busy.Addr().String()}, "ADDR in use another ADDR"},
+		{"address of another machine", map[string]string{"ADDR": "192.0.2.1:2020"}, "ADDR address of this machine"},
+		{"no such host", map[string]string{"ADDR": "wxopenid.invalid:2020"}, "ADDR wxopenid.invalid has free"},
+		{"no certificate", map[string]string{"TLS_CERT": cert + "0", "TLS_KEY": key}, "TLS_CERT read PEM"},
+		{"no key", map[string]string{"TLS_CERT": cert, "TLS_KEY": key + "0"}, "TLS_KEY read PEM"},
+		{"key for certificate", map[string]string{"TLS_CERT": key, "TLS_KEY": key}, "TLS_CERT certificate"},
+		{"key of another certificate", map[string]string{"TLS_CERT": cert, "TLS_KEY": otherKey}, "TLS_KEY match"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			maps.Copy(test.env, credentials())
+			code, stdout, stderr := runToEnd(t, test.env)
+			if code != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 || strings.HasPrefix(stderr, "{") {
+				t.Errorf("got exit code %d, %q and %q, want 1, nothing and one plain line", code, stdout, stderr)
+			}
+			checkWords(t, "standard error", stderr, test.words)
+			if strings.Contains(stderr, key) {
+				t.Errorf("got %q, want no path in it", stderr)
+			}
+		})
+	}
+}
+
+func TestListenRemedy(t *testing.T) {
+	t.Parallel()
+	for errno, want := range map[syscall.Errno]string{
+		syscall.EADDRINUSE: "stop the other program", 10048: "stop the other program",
+		syscall.EACCES: "above 1023", 10013: "above 1023",
+		syscall.EADDRNOTAVAIL: "address of this machine", 10049: "address of this machine",
+		syscall.EINVAL: "has free",
+	} {
+		if got := listenRemedy(&net.OpError{Err: os.NewSyscallError("bind", errno)}); !strings.Contains(got, want) {
+			t.Errorf("got %q for %d, want %q in it", got, errno, want)
+		}
+	}
+}
+
+// A bubble is the server in a synctest bubble, where time passes only while all wait.
+type bubble struct {
+	conns  chan net.Conn
+	served chan error
+}
+
+func (b *bubble) Accept() (net.Conn, error) {
+	if conn, ok := <-b.conns; ok {
+		return conn, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (b *bubble) Close() error   { defer func() { recover() }(); close(b.conns); return nil } // a second time, too
+func (b *bubble) Addr() net.Addr { return &net.TCPAddr{} }
+
+// startInBubble serves until ctx is done.
+func startInBubble(t *testing.T, ctx context.Context, c config) *bubble {
+	t.Helper()
+	c.maxConns, c.sandbox = max(c.maxConns, 10), false
+	b := &bubble{conns: make(chan net.Conn), served: make(chan error, 1)}
+	l := &listener{Listener: b, places: make(chan struct{}, c.maxConns), stop: ctx.Done()}
+	var serving sync.WaitGroup
+	serving.Go(func() { b.served <- serve(ctx, c, l, slog.New(slog.DiscardHandler), io.Discard) })
+	t.Cleanup(serving.Wait)
+	return b
+}
+
+// dial returns a connection to the server, on which text was sent.
+func (b *bubble) dial(t *testing.T, text string) net.Conn {
+	t.Helper()
+	conn, theirs := net.Pipe()
+	b.conns <- theirs
+	t.Cleanup(func() { conn.Close() })
+	io.WriteString(conn, text)
+	return conn
+}
+
+const (
+	getHealthz = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+	halfBody   = "POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n"
+)
+
+func readAnswer(t *testing.T, conn net.Conn) result {
+	t.Helper()
+	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return read(t, resp)
+}
+
+// TestStop has a connection of some kind when the program is told to stop.
+func TestStop(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, sent string
+		timeout    time.Duration // WX_TIMEOUT
+		took       time.Duration // until it has stopped, at most
+		cut        bool          // a request was cut off
+	}{
+		{"none", "", time.Minute, 10 * time.Millisecond, false},
+		{"unused", "-", time.Minute, 7 * time.Second, false}, // net/http waits 5 s for its first request
+		{"kept", getHealthz, time.Minute, 2 * time.Second, false},
+		{"request under way", halfBody, 10 * time.Second, 16 * time.Second, false},
+		{"request under way beyond the limit", halfBody, 8 * time.Second, 14 * time.Second, true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				b := startInBubble(t, ctx, config{timeout: test.timeout})
+				if test.sent != "" {
+					go io.Copy(io.Discard, b.dial(t, strings.TrimPrefix(test.sent, "-")))
+				}
+				synctest.Wait()
+				start := time.Now()
+				cancel()
+				if err := <-b.served; (err != nil) != test.cut {
+					t.Errorf("got error %v, want one: %t", err, test.cut)
+				}
+				if took := time.Since(start); took > test.took {
+					t.Errorf("took %v, want %v at most", took, test.took)
+				}
+			})
+		})
+	}
+}
+
+// TestStopClosesKeptConnections asks on a kept connection before and after the program is told to stop.
+func TestStopClosesKeptConnections(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		b := startInBubble(t, ctx, config{timeout: time.Second})
+		conn := b.dial(t, getHealthz)
+		if got := readAnswer(t, conn); got.status != 200 || got.last {
+			t.Errorf("got %d, the last on its connection: %t, want 200 and false", got.status, got.last)
+		}
+		cancel()
+		time.Sleep(500 * time.Millisecond)
+		io.WriteString(conn, getHealthz)
+		if got := readAnswer(t, conn); got.status != 200 || !got.last {
+			t.Errorf("got %d, the last on its connection: %t, want 200 and true", got.status, got.last)
+		}
+		if err := <-b.served; err != nil {
+			t.Errorf("got %v, want no error", err)
+		}
+	})
+}
+
+// TestStopDuringExchange has the answer of a request that was under way close its connection, too.
+func TestStopDuringExchange(t *testing.T) {
+	t.Parallel()
+	asked, release := make(chan bool), make(chan bool)
+	p := startProgram(t, credentials("WX_BASE_URL", newWeChat(t, func(w http.ResponseWriter, r *http.Request) {
+		asked <- true
+		<-release
+		echo(w, r)
+	})))
+	answered := make(chan result)
+	go func() { answered <- raw(t, p, halfBody+`{"code":"l"}`) }()
+	<-asked
+	stopped := make(chan int)
+	go func() { stopped <- p.stop() }()
+	untilRefused(p)
+	close(release)
+	if got := <-answered; got.OpenID != "l" || !got.last {
+		t.Errorf("got %d %s, the last on its connection: %t, want the openid and true", got.status, got.body, got.last)
+	}
+	if code := <-stopped; code != 0 {
+		t.Errorf("got exit code %d, want 0; the log is:\n%s", code, p.log)
+	}
+}
+
+// untilRefused waits until p accepts no connections.
+func untilRefused(p *program) {
+	for {
+		conn, err := net.Dial("tcp", p.addr)
+		if err != nil {
+			return
+		}
+		conn.Close()
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestSecondSignal(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no signals there")
+	}
+	t.Parallel()
+	p := startProcess(t, nil, "-sandbox")
+	conn := sendRaw(t, p, strings.Replace(halfBody, "\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n", 1))
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") {
+		t.Fatalf("got %q, error %v, want 100 Continue", line, err)
+	}
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	untilRefused(p)
+	exited := make(chan int)
+	go func() { exited <- p.stop() }()
+	for {
+		p.cmd.Process.Signal(syscall.SIGTERM) // the second, or one after it
+		select {
+		case <-exited:
+			if got, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !got.Signaled() {
+				t.Errorf("got %v with a request under way, want the end by a signal", p.cmd.ProcessState)
+			}
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// TestMaxConns fills both places, in every way that does not give one back at once.
+func TestMaxConns(t *testing.T) {
+	t.Parallel()
+	cert, key := newCertificate(t)
+	tests := []struct {
+		name, sent string
+		env        map[string]string
+	}{
+		{"idle", "", nil},
+		{"half a header", getHealthz[:20], nil},
+		{"half a body", halfBody, nil},
+		{"kept", getHealthz, nil},
+		{"handshake that never ends", "\x16\x03", map[string]string{"TLS_CERT": cert, "TLS_KEY": key}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			env := credentials("MAX_CONNS", "2")
+			maps.Copy(env, test.env)
+			p := startProgram(t, env)
+			for range 3 { // places are given back, and each once
+				first, second := sendRaw(t, p, test.sent), sendRaw(t, p, test.sent)
+				answered := make(chan error, 1)
+				go func() { answered <- healthz(p) }()
+				select {
+				case err := <-answered:
+					t.Fatalf("got an answer, error %v, with all places taken, want none yet", err)
+				case <-time.After(50 * time.Millisecond):
+				}
+				first.Close()
+				if err := <-answered; err != nil {
+					t.Errorf("got %v after one was closed, want an answer", err)
+				}
+				second.Close()
+			}
+			if test.name == "kept" { // it ends at once while it waits for a place
+				sendRaw(t, p, test.sent)
+				sendRaw(t, p, test.sent)
+				sendRaw(t, p, "")
+				if code := p.stop(); code != 0 {
+					t.Errorf("got exit code %d of a full service, want 0", code)
+				}
+			}
+		})
+	}
+}
+
+// healthz asks p whether it is up, over a connection of its own.
+func healthz(p *program) error {
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
+	resp, err := (&http.Client{Transport: transport}).Get(p.url + "/healthz")
+	if err == nil {
+		resp.Body.Close()
+	}
+	return err
+}
+
+func TestHTTPS(t *testing.T) {
+	t.Parallel()
+	cert, key := newCertificate(t)
+	p := startProgram(t, map[string]string{"TLS_CERT": cert, "TLS_KEY": key}, "-sandbox")
+	roots := x509.NewCertPool()
+	if pem, err := os.ReadFile(cert); err != nil || !roots.AppendCertsFromPEM(pem) {
+		t.Fatalf("cannot read the certificate: %v", err)
+	}
+	for version, ok := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+		transport := &http.Transport{DisableKeepAlives: true,
+			TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: version, MaxVersion: version}}
+		resp, err := (&http.Client{Transport: transport}).Post(p.url+"/openid", "", strings.NewReader(`{"code":"`+mockCode+`"}`))
+		if (err == nil) != ok {
+			t.Errorf("got error %v with TLS version %x, want one: %t", err, version, !ok)
+		} else if err == nil && read(t, resp).status != 200 {
+			t.Errorf("got status %d, want 200", resp.StatusCode)
+		}
+	}
+	if got := strings.Join(p.log.warnings(), "\n"); strings.Count(got, "TLS handshake error") != 1 {
+		t.Errorf("got warnings\n%s\nwant one of the handshake that failed", got)
+	}
+	if got := p.out.String(); !strings.Contains(got, "curl -k -d ") || !strings.Contains(got, p.url+"/openid") {
+		t.Errorf("got %q on standard output, want a curl command for HTTPS", got)
+	}
+}
+
+// TestSilentConnectionToHTTPS is a load balancer's TCP check, which ends in one of three ways.
+func TestSilentConnectionToHTTPS(t *testing.T) {
+	t.Parallel()
+	cert, key := newCertificate(t)
+	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
+	sendRaw(t, p, "").Close()
+	reset(sendRaw(t, p, ""))
+	sendRaw(t, p, "").CloseWrite()
+	if err := healthz(p); err != nil {
+		t.Error(err)
+	}
+	p.stop()
+	if got := p.log.warnings(); len(got) > 0 {
+		t.Errorf("got warnings %q, want none", got)
+	}
+	for _, end := range []string{"EOF", "read tcp 127.0.0.1:1->127.0.0.1:2: i/o timeout", "wsarecv: An existing connection was " +
+		"forcibly closed by the remote host."} {
+		log := &output{}
+		serverLog{slog.New(slog.NewJSONHandler(log, nil))}.Write([]byte("http: TLS handshake error from 127.0.0.1:1: " + end + "\n"))
+		if log.String() != "" {
+			t.Errorf("got log %s, want nothing", log)
+		}
+	}
+}
+
+// TestCertificate renews the files of a certificate, and breaks them.
+func TestCertificate(t *testing.T) {
+	t.Parallel()
+	root, dir := newAuthority(t), t.TempDir()
+	leaf := func(end int) *x509.Certificate { // of life, in a bubble that begins in 2000
+		return root.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Date(end, 1, 1, 0, 0, 0, 0, time.UTC)})
+	}
+	first, second, third, lone, expired := leaf(2001), leaf(2001), leaf(2001), leaf(2001), leaf(1999)
+	certFile, keyFile := root.write(t, dir, first, root.cert)
+	synctest.Test(t, func(t *testing.T) {
+		log := &output{}
+		c := &certificate{certFile: certFile, keyFile: keyFile, log: slog.New(slog.NewJSONHandler(log, nil))}
+		if err := c.load(); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go c.follow(ctx)
+		time.Sleep(time.Second) // the files change between two looks
+		steps := []struct {
+			name   string
+			change func()
+			want   *x509.Certificate
+			logged string // words in new log lines, or nothing
+		}{
+			{"as it was", func() {}, first, ""},
+			{"renewed", func() { root.write(t, dir, second, root.cert) }, second, ""},
+			{"broken", func() { writeFile(t, keyFile, "broken") }, second, "ERROR stays in use"},
+			{"still broken", func() {}, second, ""},
+			{"gone", func() { os.Remove(keyFile) }, second, "ERROR stays in use"},
+			{"repaired", func() { root.write(t, dir, third, root.cert) }, third, ""},
+			{"broken again", func() { writeFile(t, keyFile, "broken") }, third, "ERROR stays in use"},
+			{"without its intermediate", func() { root.write(t, dir, lone) }, lone, "WARN intermediate"},
+			{"expired", func() { root.write(t, dir, expired, root.cert) }, expired, "WARN expired"},
+			{"self-signed", func() { root.write(t, dir, root.cert) }, root.cert, ""},
+		}
+		for _, step := range steps {
+			before := len(log.String())
+			step.change()
+			time.Sleep(10 * time.Second)
+			if pair, err := c.get(nil); err != nil || !bytes.Equal(pair.Certificate[0], step.want.Raw) {
+				t.Errorf("%s: got another certificate or error %v after 10 s", step.name, err)
+			}
+			logged := log.String()[before:]
+			checkWords(t, step.name, logged, step.logged)
+			if strings.Count(logged, "\n") > 1 {
+				t.Errorf("%s: got log\n%swant one line at most", step.name, logged)
+			}
+		}
+		cancel()
+		time.Sleep(certInterval)
+	})
+}
+
+// TestPlainHTTPToHTTPS has net/http say what is wrong.
+func TestPlainHTTPToHTTPS(t *testing.T) {
+	t.Parallel()
+	cert, key := newCertificate(t)
+	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
+	got, err := io.ReadAll(sendRaw(t, p, getHealthz))
+	if err != nil && !errors.Is(err, syscall.ECONNRESET) || !strings.Contains(string(got), "HTTP request to an HTTPS server") {
+		t.Errorf("got %q, error %v, want 400 that says so", got, err)
+	}
+}
