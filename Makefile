@@ -44,10 +44,10 @@ lint: ## run the linters
 
 check: lint test ## lint and test
 
-bench: ## compare with a lean loop and with the usual tutorial
+bench: ## compare the cost with other ways to do the job
 	go run ./measure bench
 
-stress: ## the real tools and faults: load, slowhttptest, nginx, lost descriptors
+stress: ## load and faults: floods, slow callers, rolling restarts, failover
 	go run ./measure stress
 
 soak: ## run all outcomes mixed for ten minutes and look for leaks
