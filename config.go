@@ -156,7 +156,8 @@ func secretFlaw(content string) string {
 	switch {
 	case strings.HasPrefix(content, "\xef\xbb\xbf"):
 		return "that begins with a byte order mark (BOM): save it as UTF-8 without BOM"
-	case strings.HasPrefix(content, "\xff\xfe"), strings.HasPrefix(content, "\xfe\xff"), strings.Contains(secret, "\x00"):
+	case strings.HasPrefix(content, "\xff\xfe") || strings.HasPrefix(content, "\xfe\xff"),
+		strings.Contains(content, "\x00"):
 		return "in UTF-16: save it as UTF-8 without BOM"
 	case secret == "":
 		return "that is empty: put the AppSecret into it"

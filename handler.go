@@ -139,18 +139,16 @@ func (h *handler) compareAppIDs(f *failure, referer, code string) {
 	}
 	switch {
 	case appID == "touristappid":
-		f.message = "The developer tools are in tourist mode (touristappid): set appid to " + h.appID + orSandbox
+		f.word, f.message = "appid_mismatch", "The developer tools are in tourist mode (touristappid): "+
+			"set appid to "+h.appID+orSandbox
 	case appID != h.appID:
-		f.message = fmt.Sprintf("The mini program has the AppID %s and this service has %s: "+
+		f.word, f.message = "appid_mismatch", fmt.Sprintf("The mini program has the AppID %s and this service has %s: "+
 			"fix appid in project.config.json, or WX_APPID with its AppSecret.", appID, h.appID)
 	case code == mockCode:
 		f.message = "The developer tools are in tourist mode: give the project an AppID of your own" + orSandbox
-	default:
-		return
 	}
-	f.cause = f.message
-	if appID != h.appID {
-		f.word = "appid_mismatch"
+	if f.message != "" {
+		f.cause = f.message
 	}
 }
 

@@ -57,6 +57,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if mode.check {
 		return check(ctx, c, stdout, stderr)
 	}
+	return start(ctx, c, stdout, stderr)
+}
+
+// start runs the service until ctx is done. It returns the exit code.
+func start(ctx context.Context, c config, stdout, stderr io.Writer) int {
 	logger := newLogger(stderr)
 	for _, warning := range c.warnings {
 		logger.Warn(warning)
@@ -114,7 +119,7 @@ func parseFlags(args []string, stdout, stderr io.Writer) (modes, error) {
 	case word != "" && flags.Lookup(word) != nil:
 		err = fmt.Errorf("%s is a flag: write -%s", word, word)
 	case word != "":
-		err = errors.New("a word is not a flag: settings are environment variables, and wxopenid -h lists them")
+		err = errors.New("wxopenid takes flags alone: settings are environment variables, which wxopenid -h lists")
 	case mode.check && mode.sandbox:
 		err = errors.New("-check asks the real WeChat: use it without -sandbox, which needs no check")
 	case flags.NFlag() > 1:
@@ -176,7 +181,7 @@ func healthy(getenv func(string) string, stderr io.Writer) int {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		fmt.Fprintf(stderr, "Another program answers at ADDR (HTTP status %d): use that of the service.\n", resp.StatusCode)
+		fmt.Fprintf(stderr, "Another program answers at ADDR (HTTP status %d): set the right one.\n", resp.StatusCode)
 		return 1
 	}
 	return 0

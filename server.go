@@ -30,8 +30,7 @@ const (
 	certInterval  = 5 * time.Second  // between two looks at the certificate's files
 
 	connectTimeout = 2 * time.Second  // for TCP with DNS to WeChat, and again for TLS
-	idleTimeout    = 90 * time.Second // how long an unused connection to WeChat is kept
-	maxReplyHeader = 64 << 10         // bytes
+	idleTimeout    = 10 * time.Minute // how long an unused connection to WeChat is kept
 )
 
 // serve answers until ctx is done, and the requests then under way have ended.
@@ -88,15 +87,17 @@ func newServer(c config, h http.Handler, l *listener, logger *slog.Logger) *http
 // newTransport returns what keeps the connections to WeChat, and bounds their number.
 func newTransport(c config) *http.Transport {
 	maxConns := max(256, c.maxInflight/4)
+	// A dead connection is found within 30 s, so that it is not used minutes later.
+	probes := net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: connectTimeout}).DialContext,
+		DialContext:            (&net.Dialer{Timeout: connectTimeout, KeepAliveConfig: probes}).DialContext,
 		TLSHandshakeTimeout:    connectTimeout,
 		DisableCompression:     true,
 		MaxConnsPerHost:        maxConns,
 		MaxIdleConnsPerHost:    maxConns,
 		IdleConnTimeout:        idleTimeout,
-		MaxResponseHeaderBytes: maxReplyHeader,
+		MaxResponseHeaderBytes: maxReply,
 	}
 }
 

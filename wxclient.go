@@ -210,17 +210,17 @@ func (wx *client) explain(ended error, x *exchange, err error) (word, culprit, r
 	return word, culprit, remedy
 }
 
-// parseReply returns the user in a reply to query. HTTP 200 and errcode 0 are not success: an
-// openid is. The session_key is not decoded.
+// parseReply returns the user in a reply to query. HTTP 200 and errcode 0 are not success: an openid
+// is. The session_key is not decoded.
 func parseReply(status int, body []byte, query string) (user, error) {
-	var reply struct {
+	reply := struct {
 		user
 		ErrCode json.Number `json:"errcode"` // a number, a number in a string, or null
 		ErrMsg  string      `json:"errmsg"`
-	}
+	}{ErrCode: "0"}
 	err := json.Unmarshal(body, &reply)
-	number, _ := reply.ErrCode.Float64() // 0 where there is none
-	what := ""
+	number, _ := reply.ErrCode.Float64()
+	what := "a reply without an openid"
 	switch {
 	case status != http.StatusOK:
 		what = fmt.Sprintf("HTTP status %d, not 200", status)
@@ -230,9 +230,7 @@ func parseReply(status int, body []byte, query string) (user, error) {
 		return user{}, refusal(int64(number), reply.ErrMsg, query)
 	case err != nil || number != 0:
 		what = "a reply that is not the JSON object that WeChat sends"
-	case reply.OpenID == "":
-		what = "a reply without an openid"
-	default:
+	case reply.OpenID != "":
 		return reply.user, nil
 	}
 	return user{}, &failure{word: "wechat_error", cause: what + ": check what WX_BASE_URL, or a proxy, leads to"}
