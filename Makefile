@@ -38,7 +38,7 @@ lint: ## run the linters
 	go run $(STATICCHECK) ./...
 	command -v npx >/dev/null || { echo 'npx is not on PATH: miniprogram is not checked'; exit 0; }; \
 	npx -y $(MINIPROGRAM) -c 'modules="$$(dirname "$$(command -v tsc)")/.." && \
-	  tsc --noEmit --allowJs --checkJs --strict --noImplicitAny false --target es2015 --lib es2015 --module commonjs \
+	  tsc --noEmit --allowJs --checkJs --strict --target es2015 --lib es2015 --module commonjs \
 	    --typeRoots "$$modules" --types miniprogram-api-typings miniprogram/app.js miniprogram/pages/*/*.js && \
 	  NODE_PATH="$$modules" node -e "const c = require(\"miniprogram-compiler\"); c.wxmlToJs(\"miniprogram\"); c.wxssToJs(\"miniprogram\")"'
 
