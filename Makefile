@@ -1,12 +1,26 @@
 # make lists the targets.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 MINIPROGRAM = -p typescript@5.9.3 -p miniprogram-api-typings@5.2.3 -p miniprogram-compiler@0.2.3
+FUZZTIME = 2m
+
+.SILENT:
+.PHONY: help run sandbox build test lint check bench stress soak fuzz
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-run: ## start the service with the settings in .env
-	set -a; if [ -f .env ]; then . ./.env; fi; exec go run .
+# .env is read line by line and never run as shell code: that would execute a $(command) in it and print what it
+# cannot parse. A variable that the environment already has is kept.
+run: build ## start the service with the settings in .env
+	LC_ALL=C; bom=$$(printf '\357\273\277'); cr=$$(printf '\r'); n=0; set --; \
+	if [ -e .env ]; then while read -r line || [ -n "$$line" ]; do \
+	  n=$$((n + 1)); line=$${line#"$$bom"}; line=$${line%"$$cr"}; line=$${line#export }; name=$${line%%=*}; \
+	  case $$line in ''|'#'*) continue ;; esac; \
+	  case $$name in "$$line"|''|[0-9]*|*[!A-Za-z0-9_]*) \
+	    echo ".env, line $$n: write NAME=value, or # and a comment, as UTF-8 text" >&2; exit 2 ;; esac; \
+	  printenv "$$name" >/dev/null || set -- "$$@" "$$line"; \
+	done < .env; fi; \
+	for line do export "$$line"; done; exec ./wxopenid
 
 sandbox: ## start the service with a fake WeChat
 	go run . -sandbox
@@ -14,37 +28,31 @@ sandbox: ## start the service with a fake WeChat
 build: ## build the static binary ./wxopenid
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o wxopenid .
 
-test: ## run the tests
-	go test -race ./...
+test: ## run the tests, with the race detector where there is a C compiler
+	go test $$([ "$$(go env CGO_ENABLED)" = 0 ] || echo -race) ./...
 
 lint: ## run the linters
-	test -z "$$(gofmt -l .)"
+	! gofmt -d . | grep .
 	go vet ./...
-	test -z "$$(go fix -diff ./...)"
+	go fix -diff ./...
 	go run $(STATICCHECK) ./...
-	@command -v npx >/dev/null || { echo 'npx is not on PATH: miniprogram is not checked'; exit 0; }; \
+	command -v npx >/dev/null || { echo 'npx is not on PATH: miniprogram is not checked'; exit 0; }; \
 	npx -y $(MINIPROGRAM) -c 'modules="$$(dirname "$$(command -v tsc)")/.." && \
-	  tsc --noEmit --allowJs --checkJs --strict --noImplicitAny false --target es2015 --lib es2015 --module commonjs \
+	  tsc --noEmit --allowJs --checkJs --strict --target es2015 --lib es2015 --module commonjs \
 	    --typeRoots "$$modules" --types miniprogram-api-typings miniprogram/app.js miniprogram/pages/*/*.js && \
 	  NODE_PATH="$$modules" node -e "const c = require(\"miniprogram-compiler\"); c.wxmlToJs(\"miniprogram\"); c.wxssToJs(\"miniprogram\")"'
 
 check: lint test ## lint and test
 
-bench: ## compare with a lean loop and with the usual tutorial
-	go test -run '^$$' -bench . -benchtime 1x -timeout 30m .
+bench: ## compare the cost with other ways to do the job
+	go run ./measure bench
 
-stress: ## the real tools and faults: load, slowhttptest, nginx, lost descriptors
-	STRESS=1 go test -run TestStress -v -timeout 30m .
+stress: ## load and faults: floods, slow callers, rolling restarts, failover
+	go run ./measure stress
 
-soak: ## run against the sandbox for SOAK and look for leaks
-	SOAK=$(SOAK) go test -run TestSoak -v -timeout 0 .
+soak: ## run all outcomes mixed for ten minutes and look for leaks
+	go run ./measure soak 10m
 
 fuzz: ## fuzz requests and WeChat's replies, FUZZTIME each
 	go test -run '^$$' -fuzz FuzzRequest -fuzztime $(FUZZTIME) -fuzzminimizetime 10x .
 	go test -run '^$$' -fuzz FuzzReply -fuzztime $(FUZZTIME) -fuzzminimizetime 10x .
-	go test -run '^$$' -fuzz FuzzRawReply -fuzztime $(FUZZTIME) -fuzzminimizetime 10x .
-
-FUZZTIME = 2m
-SOAK = 10m
-
-.PHONY: help run sandbox build test lint check bench stress soak fuzz

@@ -1,3 +1,3 @@
 module wxopenid
 
-go 1.26
+go 1.26.0

@@ -154,15 +154,13 @@ func (h *handler) compareAppIDs(f *failure, referer, code string) {
 
 // readCode returns the code in the body of r.
 func readCode(w http.ResponseWriter, r *http.Request) (string, error) {
-	conn := http.NewResponseController(w)
-	conn.SetReadDeadline(time.Now().Add(bodyTimeout))
+	http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
 		return "", &failure{word: "body_too_large"}
 	} else if err != nil {
 		return "", invalid("The body did not arrive: send as many bytes as Content-Length says, within 15 seconds.")
 	}
-	conn.SetReadDeadline(time.Time{}) // if it passed during the exchange, net/http would cancel r.Context()
 	var request struct {
 		Code *string `json:"code"`
 	}

@@ -467,6 +467,21 @@ func TestTimeToArrive(t *testing.T) {
 	}
 }
 
+// TestLongExchange has WeChat take longer than header and body may: the caller still gets the answer.
+func TestLongExchange(t *testing.T) {
+	t.Parallel()
+	inBubble(t, time.Minute, up, up, func(t *testing.T, f *fallback) {
+		b := &bubble{conns: make(chan net.Conn)}
+		l := &listener{Listener: b, places: make(chan struct{}, 10), stop: t.Context().Done()}
+		server := newServer(config{timeout: time.Minute}, f.handler, l, f.handler.log)
+		go server.Serve(l)
+		defer server.Close()
+		if got := readAnswer(t, b.dial(t, halfBody+`{"code":"l"}`)); got.OpenID != "one" {
+			t.Errorf("got %d %s, want the openid", got.status, got.body)
+		}
+	})
+}
+
 func TestAppIDMismatch(t *testing.T) {
 	t.Parallel()
 	const other, page = "wxfedcba9876543210", "/devtools/page-frame.html"

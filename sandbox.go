@@ -65,9 +65,7 @@ func startSandbox(c *config, log *slog.Logger) (*http.Server, error) {
 // (developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_code2session).
 func (s *sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	o := s.outcomeOf(r.URL.Query())
-	conn := http.NewResponseController(w)
-	conn.SetReadDeadline(time.Time{}) // a delay may be longer than the service's timeouts
-	conn.SetWriteDeadline(time.Time{})
+	http.NewResponseController(w).SetWriteDeadline(time.Time{}) // a delay may be longer than it
 	select {
 	case <-time.After(o.delay):
 	case <-r.Context().Done():

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -234,6 +235,31 @@ func TestCurlLine(t *testing.T) {
 			t.Errorf("got %s for %s, want %s in it", got, addr, want)
 		}
 	}
+}
+
+// TestSandboxDelayOnConnection has a delay beyond the timeouts of the service, whose caller waits or hangs up.
+func TestSandboxDelayOnConnection(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		fake := &sandbox{appID: testAppID, appSecret: testSecret, log: slog.New(slog.DiscardHandler)}
+		b := &bubble{conns: make(chan net.Conn)}
+		l := &listener{Listener: b, places: make(chan struct{}, 10), stop: t.Context().Done()}
+		server := newServer(config{timeout: time.Second}, &handler{sandbox: fake}, l, fake.log)
+		go server.Serve(l)
+		defer server.Close()
+		request := "GET /sns/jscode2session?" + codeQuery("sandbox:delay=10m") + " HTTP/1.1\r\nHost: x\r\n\r\n"
+		resp, err := http.ReadResponse(bufio.NewReader(b.dial(t, request)), nil)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("got %v, error %v, want 200", resp, err)
+		}
+		conn := b.dial(t, request)
+		time.Sleep(time.Minute)
+		conn.Close()
+		time.Sleep(time.Second)
+		if places := len(l.places); places != 2 { // of the first, and for the next
+			t.Errorf("got %d connections a second after one hung up, want 2", places)
+		}
+	})
 }
 
 func TestSandboxMemory(t *testing.T) {

@@ -65,7 +65,6 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 	limit, cancel := context.WithTimeout(context.Background(), c.timeout+stopTimeout)
 	defer cancel()
 	if errors.Is(server.Shutdown(limit), context.DeadlineExceeded) {
-		server.Close()
 		return errors.New("requests that were still under way have been cut off")
 	}
 	return nil

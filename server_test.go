@@ -261,6 +261,42 @@ func TestStopClosesKeptConnections(t *testing.T) {
 	})
 }
 
+// TestConnectionTimes has connections that nobody uses, and a request whose answer nobody reads.
+func TestConnectionTimes(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, sent string
+		idle       bool          // the answer is read
+		kept       time.Duration // for so long the connection is kept, and not much longer
+	}{
+		{"unused", "", false, headerTimeout},
+		{"half a header", getHealthz[:20], false, headerTimeout},
+		{"kept", getHealthz, true, keepAlive},
+		{"not read", getHealthz, false, bodyTimeout + time.Second + answerTimeout},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := startInBubble(t, t.Context(), config{timeout: time.Second})
+				conn := b.dial(t, test.sent)
+				if test.idle {
+					readAnswer(t, conn)
+				}
+				time.Sleep(test.kept - time.Second)
+				conn.SetWriteDeadline(time.Now().Add(time.Millisecond))
+				if _, err := conn.Write([]byte("GET")[:0]); errors.Is(err, io.ErrClosedPipe) {
+					t.Errorf("got the connection closed after %v, want it kept", test.kept-time.Second)
+				}
+				time.Sleep(2 * time.Second)
+				conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+				if _, err := io.Copy(io.Discard, conn); err != nil {
+					t.Errorf("got error %v after %v, want the connection closed", err, test.kept+time.Second)
+				}
+			})
+		})
+	}
+}
+
 // TestStopDuringExchange has the answer of a request that was under way close its connection, too.
 func TestStopDuringExchange(t *testing.T) {
 	t.Parallel()
@@ -359,10 +395,9 @@ func TestMaxConns(t *testing.T) {
 				}
 				second.Close()
 			}
-			if test.name == "kept" { // it ends at once while it waits for a place
-				sendRaw(t, p, test.sent)
-				sendRaw(t, p, test.sent)
-				sendRaw(t, p, "")
+			if test.name == "kept" { // it ends while it waits for a place
+				readAnswer(t, sendRaw(t, p, test.sent))
+				readAnswer(t, sendRaw(t, p, test.sent))
 				if code := p.stop(); code != 0 {
 					t.Errorf("got exit code %d of a full service, want 0", code)
 				}
@@ -460,12 +495,12 @@ func TestCertificate(t *testing.T) {
 			{"renewed", func() { root.write(t, dir, second, root.cert) }, second, ""},
 			{"broken", func() { writeFile(t, keyFile, "broken") }, second, "ERROR stays in use"},
 			{"still broken", func() {}, second, ""},
-			{"gone", func() { os.Remove(keyFile) }, second, "ERROR stays in use"},
 			{"repaired", func() { root.write(t, dir, third, root.cert) }, third, ""},
 			{"broken again", func() { writeFile(t, keyFile, "broken") }, third, "ERROR stays in use"},
 			{"without its intermediate", func() { root.write(t, dir, lone) }, lone, "WARN intermediate"},
 			{"expired", func() { root.write(t, dir, expired, root.cert) }, expired, "WARN expired"},
 			{"self-signed", func() { root.write(t, dir, root.cert) }, root.cert, ""},
+			{"gone", func() { os.Remove(keyFile) }, root.cert, "ERROR stays in use"},
 		}
 		for _, step := range steps {
 			before := len(log.String())

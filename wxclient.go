@@ -120,7 +120,7 @@ func (wx *client) openID(ctx context.Context, code string) (user, error) {
 		if word == "wechat_timeout" {
 			start = start.Add(-wx.timeout) // where x waited for a free connection, others got one since then
 		}
-		if !x.connected && word != "client_closed_request" && b.passOver(start) {
+		if word != "client_closed_request" && b.passOver(start) {
 			wx.log.Warn("WeChat is out of reach", "host", b.url.Host, "cause", f.cause)
 		}
 		if x.connected || word != "wechat_unreachable" {
@@ -244,7 +244,7 @@ func refusal(errcode int64, errmsg, query string) error {
 	row := errcodes[errcode]
 	f := &failure{word: cmp.Or(row.word, "wechat_error"), errcode: errcode, rid: find(ridPattern, errmsg, query)}
 	f.cause = fmt.Sprintf("errcode %d: %s", errcode, cmp.Or(row.remedy, "look it up at developers.weixin.qq.com"))
-	if ip, err := netip.ParseAddr(find(ipPattern, errmsg, query)); errcode == 40164 && err == nil && ip.Zone() == "" {
+	if ip, err := netip.ParseAddr(find(ipPattern, errmsg, query)); err == nil && ip.Zone() == "" {
 		f.cause = strings.Replace(f.cause, "this machine's public address", ip.String()+", which WeChat saw,", 1)
 	}
 	return f

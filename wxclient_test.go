@@ -265,6 +265,7 @@ func failings(t testing.TB, ca *authority) []failing {
 
 		{name: "TLS", tls: good, answer: says(whole), want: success},
 		{name: "handshake that never ends", https: true, greet: untilClosed, want: timedOut, cause: "WX_TIMEOUT"},
+		{name: "handshake that does not end in 2 s", https: true, greet: untilClosed, next: true, want: broken, cause: "handshake timeout"},
 		{name: "handshake that is broken off", https: true, greet: func(net.Conn) {}, next: true, want: broken, cause: "EOF"},
 		{name: "handshake that is reset", https: true, greet: reset, next: true, want: broken, cause: "reset"},
 		{name: "expired certificate", tls: server(ca, -time.Second), greet: untilClosed, next: true, want: broken, cause: "expired clock"},
@@ -287,6 +288,7 @@ func failings(t testing.TB, ca *authority) []failing {
 		{name: "header that trickles", answer: repeats("HTTP/1.1 200 OK\r\nX: ", "x", time.Millisecond), want: timedOut},
 		{name: "body that trickles", answer: repeats("HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n{"+leaks, " ", time.Millisecond), want: timedOut},
 		{name: "header without end", answer: repeats("HTTP/1.1 200 OK\r\n", "X: "+leaks+"\r\n", 0), want: broken},
+		{name: "header over 64 KiB", answer: says("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 65<<10) + whole[len("HTTP/1.1 200 OK"):]), want: broken},
 		{name: "header line without end", answer: repeats("HTTP/1.1 200 OK\r\nX: ", leaks, 0), want: broken},
 		{name: "interim replies without end", answer: repeats("", "HTTP/1.1 103 "+leaks+end, 0), want: broken},
 		{name: "body without end", answer: repeats("HTTP/1.1 200 OK\r\n\r\n", leaks, 0), want: useless, cause: "64 KiB"},
@@ -593,7 +595,7 @@ func slow() error    { time.Sleep(time.Second); return nil }
 func refuses() error { return syscall.ECONNREFUSED }
 func silent() error  { time.Sleep(2 * time.Second); return context.DeadlineExceeded }
 
-// inBubble runs test with a WX_TIMEOUT. A code "wait" is never answered, "think" after 3 s.
+// inBubble runs test with a WX_TIMEOUT. A code "wait" is never answered, "think" after 3 s, "l" after 30 s.
 func inBubble(t *testing.T, timeout time.Duration, one, two func() error, test func(*testing.T, *fallback)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -620,6 +622,8 @@ func inBubble(t *testing.T, timeout time.Duration, one, two func() error, test f
 						untilClosed(theirs)
 					case "think":
 						time.Sleep(3 * time.Second)
+					case "l":
+						time.Sleep(30 * time.Second)
 					}
 					io.WriteString(theirs, httpReply(`{"openid":"`+name+`"}`))
 				}
@@ -660,7 +664,7 @@ func TestPassedOver(t *testing.T) {
 				time.Sleep(time.Second)
 				var retry sync.WaitGroup
 				retry.Go(func() { f.post("x") })
-				synctest.Wait()
+				time.Sleep(time.Second)
 				if wait > 0 {
 					f.check(t, "x", "two", 0, 1, 0) // while another exchange tries the first again
 				}
@@ -738,20 +742,17 @@ func TestNotPassedOver(t *testing.T) {
 		})
 	})
 	t.Run("all connections were in use", func(t *testing.T) {
-		inBubble(t, 5*time.Second, up, up, func(t *testing.T, f *fallback) {
+		inBubble(t, 5*time.Second, slow, up, func(t *testing.T, f *fallback) {
 			f.transport.MaxConnsPerHost = 2
 			var callers sync.WaitGroup
 			for range 2 {
 				callers.Go(func() { f.post("wait") })
 			}
-			synctest.Wait()
-			if got := brief(f.post("x")); got != "504 wechat_timeout" {
-				t.Errorf("got %s, want 504 wechat_timeout", got)
-			}
+			time.Sleep(1500 * time.Millisecond)
+			f.one.connect.Store(func() error { time.Sleep(3 * time.Second); return nil }) // when those two have ended
+			f.check(t, "x", "504 wechat_timeout", 5*time.Second, 3, 0)
 			callers.Wait()
-			if got := brief(f.post("x")); got != `200 {"openid":"one"}` {
-				t.Errorf("got %s, want the first base URL to be asked", got)
-			}
+			f.check(t, "x", "one", 1500*time.Millisecond, 1, 0) // over the third connection
 		})
 	})
 }
