@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"regexp"
@@ -65,6 +64,9 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 	} else {
 		c.baseURLs = s.baseURLs()
 		s.checkCredentials()
+		for _, name := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"} {
+			s.word(name) // net/http ignores what it cannot read
+		}
 	}
 	if c.appID != "" && !regexp.MustCompile(`^wx[0-9a-f]{16}$`).MatchString(c.appID) {
 		s.warn("WX_APPID does not look like an AppID (wx and 16 of 0-9a-f): copy it again from " + console)
@@ -196,7 +198,7 @@ func (s *settings) timeout() time.Duration {
 	value := cmp.Or(s.word("WX_TIMEOUT"), "5s")
 	d, err := time.ParseDuration(value)
 	if _, noUnit := strconv.ParseFloat(value, 64); err != nil && noUnit == nil {
-		s.bad("WX_TIMEOUT", "has no unit, which is missing: write 5s or 800ms")
+		s.bad("WX_TIMEOUT", "has no unit: write 5s or 800ms")
 	} else if err != nil || d <= 0 {
 		s.bad("WX_TIMEOUT", "is not a time above zero: write it as in 5s or 800ms")
 	}
@@ -221,10 +223,6 @@ func (s *settings) baseURLs() (urls []*url.URL) {
 		}
 		if err != nil || !isBaseURL(*u) {
 			s.bad("WX_BASE_URL", "is not a list of base URLs: write https://host or https://host/prefix, with commas")
-			return nil
-		}
-		if _, err := http.ProxyFromEnvironment(&http.Request{URL: u}); err != nil {
-			s.bad("HTTPS_PROXY", "or HTTP_PROXY is not the address of a proxy: write http://host:port")
 			return nil
 		}
 		if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && !ip.IsLoopback() {

@@ -146,8 +146,8 @@ func TestBadSettings(t *testing.T) {
 		{"base URL that cannot be parsed", set("WX_BASE_URL", "https://hunter2:x"), "WX_BASE_URL https://host"},
 		{"base URL after a space", set("WX_BASE_URL", "https://x, https://hunter2"), "WX_BASE_URL white space"},
 		{"base URL left out", set("WX_BASE_URL", "https://hunter2,"), "WX_BASE_URL https://host"},
-		{"timeout without unit", set("WX_TIMEOUT", "5"), "WX_TIMEOUT unit missing 5s"},
-		{"timeout with a fraction", set("WX_TIMEOUT", "2.5"), "WX_TIMEOUT unit missing 5s"},
+		{"timeout without unit", set("WX_TIMEOUT", "5"), "WX_TIMEOUT no unit 5s"},
+		{"timeout with a fraction", set("WX_TIMEOUT", "2.5"), "WX_TIMEOUT no unit 5s"},
 		{"timeout of zero", set("WX_TIMEOUT", "0s"), "WX_TIMEOUT above zero 5s"},
 		{"timeout below zero", set("WX_TIMEOUT", "-5s"), "WX_TIMEOUT above zero 5s"},
 		{"timeout in words", set("WX_TIMEOUT", "hunter2"), "WX_TIMEOUT above zero 5s"},
@@ -155,6 +155,7 @@ func TestBadSettings(t *testing.T) {
 		{"fewer than zero", set("MAX_CONNS", "-1"), "MAX_CONNS above zero 10000"},
 		{"a fraction", set("MAX_INFLIGHT", "1.5"), "MAX_INFLIGHT whole 1024"},
 		{"a word", set("MAX_CONNS", "hunter2"), "MAX_CONNS whole 10000"},
+		{"CR after a proxy", set("HTTPS_PROXY", "http://hunter2:8080\r"), "HTTPS_PROXY CR LF"},
 		{"certificate without key", set("TLS_CERT", "hunter2"), "TLS_CERT TLS_KEY both neither"},
 		{"key without certificate", set("TLS_KEY", "hunter2"), "TLS_CERT TLS_KEY both neither"},
 	}

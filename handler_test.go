@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -254,6 +257,54 @@ func TestFailures(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestErrorWords holds the program's tables, those of the READMEs and the sample's openid.js together.
+func TestErrorWords(t *testing.T) {
+	t.Parallel()
+	want := make(map[string]string) // by word: status, and the errcodes in order
+	for word, row := range answers {
+		codes := []string{}
+		for code, row := range errcodes {
+			if row.word == word || row.word == "invalid_code" && word == "appid_mismatch" {
+				codes = append(codes, fmt.Sprint(code))
+			}
+		}
+		slices.Sort(codes)
+		want[word] = fmt.Sprint(row.status, " ", codes)
+	}
+	delete(want, "client_closed_request") // nobody is there to read it
+	for _, name := range []string{"README.md", "README.zh-CN.md"} {
+		got := make(map[string]string)
+		for _, m := range regexp.MustCompile("(?m)^\\| (\\d+) \\| `(\\w+)` \\|([-\\d ]*)\\|").FindAllStringSubmatch(readFile(t, name), -1) {
+			codes := strings.Fields(m[3])
+			slices.Sort(codes)
+			got[m[2]] = fmt.Sprint(m[1], " ", codes)
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", name, got, want)
+		}
+	}
+	sample := readFile(t, "miniprogram/openid.js")
+	for word := range want {
+		if !strings.Contains(sample, "case '"+word+"':") {
+			t.Errorf("openid.js has no case for %s", word)
+		}
+	}
+	for _, m := range regexp.MustCompile(`case '(\w+)':`).FindAllStringSubmatch(sample, -1) {
+		if want[m[1]] == "" && strings.Count(sample, "'"+m[1]+"'") < 2 { // nor does it come from openid.js itself
+			t.Errorf("openid.js has a case for %s, which does not exist", m[1])
+		}
+	}
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 func TestOpenID(t *testing.T) {
