@@ -444,17 +444,12 @@ func TestOnTheWire(t *testing.T) {
 		{"chunks", head + chunked + "\r\n6\r\n{\"code\r\n6\r\n\":\"x\"}\r\n0\r\n\r\n" + last, "200 x, 200 y"},
 		{"too large in chunks", head + chunked + "\r\n" + chunk + chunk + "0\r\n\r\n", "413"},
 		{"too large, but asks before", head + "Content-Length: 4097\r\nExpect: 100-continue\r\n\r\n" + strings.Repeat("x", 4097), "100, 413"},
-		{"broken chunk", head + chunked + "\r\nzz\r\n", "400"},
 		{"no length", head + "\r\n" + last, "400, 200 y"},
-		{"two lengths", head + "Content-Length: 12\r\nContent-Length: 13\r\n\r\n" + body, "400"},
 		{"length and chunks", head + chunked + "Content-Length: 4\r\n\r\nc\r\n" + body + "\r\n0\r\n\r\n" + last, "200 x, 200 y"},
-		{"chunked twice", head + chunked + chunked + "\r\nc\r\n" + body + "\r\n0\r\n\r\n", "501"},
 		{"header of 7 KiB", head + pad(7<<10) + "Content-Length: 12\r\nConnection: close\r\n\r\n" + body, "200 x"},
 		{"header over 8 KiB", head + pad(8<<10), "431"},
-		{"many headers", head + strings.Repeat("X: y\r\n", 10_000), "431"},
 		{"pipelined", strings.Repeat(head+"Content-Length: 12\r\n\r\n"+body, 3) + last, "200 x, 200 x, 200 x, 200 y"},
 		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "404"},
-		{"garbage", "\x00\xff garbage\r\n\r\n", "400"},
 	}
 	p := startService(t, echo)
 	for _, test := range tests {
@@ -522,11 +517,7 @@ func TestTimeToArrive(t *testing.T) {
 func TestLongExchange(t *testing.T) {
 	t.Parallel()
 	inBubble(t, time.Minute, up, up, func(t *testing.T, f *fallback) {
-		b := &bubble{conns: make(chan net.Conn)}
-		l := &listener{Listener: b, places: make(chan struct{}, 10), stop: t.Context().Done()}
-		server := newServer(config{timeout: time.Minute}, f.handler, l, f.handler.log)
-		go server.Serve(l)
-		defer server.Close()
+		b, _ := serveInBubble(t, time.Minute, f.handler)
 		if got := readAnswer(t, b.dial(t, halfBody+`{"code":"l"}`)); got.OpenID != "one" {
 			t.Errorf("got %d %s, want the openid", got.status, got.body)
 		}

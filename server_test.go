@@ -178,6 +178,17 @@ func startInBubble(t *testing.T, ctx context.Context, c config) *bubble {
 	return b
 }
 
+// serveInBubble serves h until the test ends. It returns the places of its connections, too.
+func serveInBubble(t *testing.T, timeout time.Duration, h *handler) (*bubble, chan struct{}) {
+	t.Helper()
+	b := &bubble{conns: make(chan net.Conn)}
+	l := &listener{Listener: b, places: make(chan struct{}, 10), stop: t.Context().Done()}
+	server := newServer(config{timeout: timeout}, h, l, slog.New(slog.DiscardHandler))
+	go server.Serve(l)
+	t.Cleanup(func() { server.Close() })
+	return b, l.places
+}
+
 // dial returns a connection to the server, on which text was sent.
 func (b *bubble) dial(t *testing.T, text string) net.Conn {
 	t.Helper()
@@ -518,15 +529,4 @@ func TestCertificate(t *testing.T) {
 		cancel()
 		time.Sleep(certInterval)
 	})
-}
-
-// TestPlainHTTPToHTTPS has net/http say what is wrong.
-func TestPlainHTTPToHTTPS(t *testing.T) {
-	t.Parallel()
-	cert, key := newCertificate(t)
-	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
-	got, err := io.ReadAll(sendRaw(t, p, getHealthz))
-	if err != nil && !errors.Is(err, syscall.ECONNRESET) || !strings.Contains(string(got), "HTTP request to an HTTPS server") {
-		t.Errorf("got %q, error %v, want 400 that says so", got, err)
-	}
 }
