@@ -20,6 +20,7 @@ const (
 	// (developers.weixin.qq.com/doc/service/Basic_Information/Interface_field_description.html).
 	wechatURLs = "https://api.weixin.qq.com,https://api2.weixin.qq.com"
 	wechatPath = "/sns/jscode2session"
+	mockCode   = "the code is a mock one" // of the developer tools in tourist mode
 
 	console   = "mp.weixin.qq.com, 开发 → 开发管理 → 开发设置" // AppID, AppSecret, IP allowlist
 	apiRights = "mp.weixin.qq.com, 开发 → 开发管理 → 接口设置" // rights and quotas

@@ -17,10 +17,9 @@ import (
 )
 
 const (
-	maxBody     = 4096                     // bytes
-	maxCode     = 128                      // bytes
-	bodyTimeout = 15 * time.Second         // for the body of a request to arrive
-	mockCode    = "the code is a mock one" // of the developer tools in tourist mode
+	maxBody     = 4096             // bytes
+	maxCode     = 128              // bytes
+	bodyTimeout = 15 * time.Second // for the body of a request to arrive
 )
 
 // answers are the answers without an openid, by their "error". The message is for the developer who
