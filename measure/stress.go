@@ -35,7 +35,7 @@ func stress(names []string) bool {
 	}{
 		{"collapse", "with a tenth of a core and 1,000 callers at once, it answers as many as the lean loop", collapse},
 		{"death", "with the memory that deploy/kubernetes.yaml gives it, no flood kills it", func() { death(false) }},
-		{"death-tls", "nor where it serves HTTPS itself, with half of MAX_CONNS", func() { death(true) }},
+		{"death-tls", "nor where it serves HTTPS itself, with MAX_CONNS=5000", func() { death(true) }},
 		{"memory", "what a caller can make it hold", memory},
 		{"slow", "slow callers are cut off within a minute, and others do not notice them", slow},
 		{"descriptors", "it survives having no descriptors left", descriptors},
@@ -125,36 +125,44 @@ func shortLines() (text string) {
 	return text
 }
 
-func death(https bool) {
+// kubernetesLimits are the memory limit and the settings about it in deploy/kubernetes.yaml.
+func kubernetesLimits() (mebibytes int, settings []string) {
 	manifest, err := os.ReadFile("deploy/kubernetes.yaml")
 	check(err)
-	limits := regexp.MustCompile(`(?s)GOMEMLIMIT, value: "?(\w+).*limits: {.*memory: (\d+)Mi`).FindSubmatch(manifest)
-	if limits == nil {
-		check(errors.New("deploy/kubernetes.yaml has no GOMEMLIMIT or no limits: {memory: …Mi}"))
+	limit := regexp.MustCompile(`limits: {.*memory: (\d+)Mi`).FindSubmatch(manifest)
+	if limit == nil {
+		check(errors.New("deploy/kubernetes.yaml has no limits: {memory: …Mi}"))
 	}
-	mebibytes, _ := strconv.Atoi(string(limits[2]))
+	mebibytes, _ = strconv.Atoi(string(limit[1]))
+	for _, s := range regexp.MustCompile(`{name: (GOMEMLIMIT|MAX_\w+), value: "?(\w+)`).FindAllSubmatch(manifest, -1) {
+		settings = append(settings, fmt.Sprintf("%s=%s", s[1], s[2]))
+	}
+	return mebibytes, settings
+}
+
+func death(https bool) {
+	mebibytes, settings := kubernetesLimits()
 	group, err := newCgroup("memory", mebibytes<<20)
 	if err != nil {
 		saw("skipped: %v", err)
 		return
 	}
 	defer group.remove()
+	saw("limit %d MiB, %s", mebibytes, strings.Join(settings, ", "))
 	wechat := start([]string{os.Args[0], "wechat"})
 	defer wechat.stop()
-	settings := []string{"WX_BASE_URL=https://" + wechat.addr, "GOMEMLIMIT=" + string(limits[1])}
 	hold, config := 5*time.Second, (*tls.Config)(nil)
 	if https {
-		settings = append(append(settings, "MAX_CONNS=5000"), certificate()...) // TLS takes twice the memory
-		hold, config = 20*time.Second, insecure                                 // time for so many handshakes
+		hold, config = 20*time.Second, insecure // time for so many handshakes
+		settings = append(append(settings, "MAX_CONNS=5000"), certificate()...)
 	}
-	p := start(group.command(service), settings...)
+	p := start(group.command(service), append(settings, "WX_BASE_URL=https://"+wechat.addr)...)
 	usage := func() string {
 		if _, err := os.Stat(p.proc("status")); err != nil {
 			return "dead"
 		}
 		return fmt.Sprintf("peak %.0f MiB, with the kernel's %d", p.peak()/1024, group.peak())
 	}
-	saw("limit %d MiB, GOMEMLIMIT %s", mebibytes, limits[1])
 	all := crowd{addr: p.addr, tls: config, callers: 4000, request: loginOf(halfSecond)}.run(10 * time.Second)
 	saw("4,000 callers at once: %v; %s", all, usage())
 	want(len(all.bad(time.Minute, "200", "503 overloaded")) == 0, "200 or 503 overloaded")
