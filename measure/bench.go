@@ -173,8 +173,8 @@ func startQuietTime(wechat string) (finish func()) {
 	cold, kept, since := took(), took(), time.Now()
 	return func() {
 		quiet := time.Since(since).Round(time.Second)
-		fmt.Printf("\n30 ms there and back from WeChat, a login takes %v at first, %v right after that, and %v after %v without one.\n",
-			cold, kept, took(), quiet)
+		fmt.Printf("\n30 ms there and back from WeChat, a login takes %v at first, %v right after that, "+
+			"and %v after %v without one.\n", cold, kept, took(), quiet)
 		p.stop()
 	}
 }

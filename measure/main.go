@@ -8,6 +8,7 @@
 //	go run ./measure soak [DURATION]             whether it needs more and more of anything
 //
 // The other servers that a measurement needs are this program again, each in a process of its own.
+// With CGO_ENABLED=1 GOFLAGS=-race a service that has a data race fails the scenarios of stress.
 package main
 
 import (

@@ -75,7 +75,8 @@ var soakLogins = []struct{ body, want string }{
 
 // soakTexts are what is sent by callers who then hang up, or wait, or send no more.
 var soakTexts = []string{
-	login("sandbox:delay=3s"), strings.TrimSuffix(login("half a body"), `body"}`), "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+	login("sandbox:delay=3s"), strings.TrimSuffix(login("half a body"), `body"}`),
+	"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
 	"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", "GET /openid HTTP/1.1\r\n", "garbage\r\n\r\n", "",
 }
 
@@ -86,7 +87,8 @@ func soakCall(p *process, turn int, over time.Time) {
 	defer c.close()
 	if i := turn % (len(soakLogins) + len(soakTexts)); i < len(soakLogins) {
 		body := strings.ReplaceAll(soakLogins[i].body, "TURN", fmt.Sprint(turn))
-		came := c.ask(fmt.Sprintf("POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)).outcome
+		request := fmt.Sprintf("POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		came := c.ask(request).outcome
 		want(came == soakLogins[i].want, "%s, not %s, for %.50s", soakLogins[i].want, came, body)
 		return
 	}

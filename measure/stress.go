@@ -112,7 +112,8 @@ func silences(https bool) []silence {
 		for i := range all {
 			all[i].name, all[i].tls = "over TLS "+all[i].name, insecure
 		}
-		all = append(all, silence{name: "no TLS handshake"}, silence{name: "half a TLS handshake", text: "\x16\x03\x01\x02\x00\x01"})
+		all = append(all, silence{name: "no TLS handshake"},
+			silence{name: "half a TLS handshake", text: "\x16\x03\x01\x02\x00\x01"})
 	}
 	return all
 }
@@ -245,8 +246,8 @@ func rollingNginx() {
 	check(err)
 	certificate()
 	front, copies := freeAddr(), []string{freeAddr(), freeAddr()}
-	config := strings.NewReplacer("127.0.0.1:2020", copies[0], "127.0.0.1:2021", copies[1], "listen 443 ", "listen "+front+" ",
-		"listen [::]:443 ssl;", "", "20r/s", "2000r/s", "/var/log/nginx", dir,
+	config := strings.NewReplacer("127.0.0.1:2020", copies[0], "127.0.0.1:2021", copies[1],
+		"listen 443 ", "listen "+front+" ", "listen [::]:443 ssl;", "", "20r/s", "2000r/s", "/var/log/nginx", dir,
 		"/etc/letsencrypt/live/api.example.com/fullchain.pem", dir+"/cert.pem",
 		"/etc/letsencrypt/live/api.example.com/privkey.pem", dir+"/key.pem").Replace(string(site))
 	file := filepath.Join(dir, "nginx.conf")
