@@ -1,6 +1,6 @@
 # docker build -t wxopenid .
 # docker run -d --name wxopenid --restart unless-stopped --stop-timeout 15 --read-only \
-#   --memory 352m -e GOMEMLIMIT=280MiB --env-file .env -p 2020:2020 wxopenid
+#   --memory 512m -e GOMEMLIMIT=448MiB --env-file .env -p 2020:2020 wxopenid
 # The sandbox needs an ADDR that can be reached from outside the container:
 # docker run --rm -e ADDR=:2020 -p 127.0.0.1:2020:2020 wxopenid -sandbox
 
