@@ -95,20 +95,15 @@ func TestSandboxCodes(t *testing.T) {
 		{"a", 200, everybody, false, "", 0},
 		{"a", 400, "", false, "code_used", 40163},
 		{mockCode, 200, everybody, false, "", 0},
-		{mockCode, 200, everybody, false, "", 0},
 		{alice, 200, alice, false, "", 0},
 		{alice, 200, alice, false, "", 0},
 		{"sandbox:unionid=1", 200, everybody, true, "", 0},
 		{"sandbox:unionid=1&user=bob", 200, bob, true, "", 0},
 		{"sandbox:user=bob&delay=1ms", 200, bob, false, "", 0},
-		{"sandbox:user=bob&color=red", 200, bob, false, "", 0},
 		{"sandbox:errcode=45011", 429, "", false, "rate_limited", 45011},
-		{"sandbox:errcode=45011", 429, "", false, "rate_limited", 45011},
-		{"sandbox:errcode=-1", 503, "", false, "wechat_busy", -1},
 		{"sandbox:errcode=12345678", 502, "", false, "wechat_error", 12345678},
 		{"sandbox:errcode=40013&user=bob&delay=1ms", 500, "", false, "misconfigured", 40013},
 		{"sandbox:status=502", 502, "", false, "wechat_error", 0},
-		{"sandbox:status=200", 502, "", false, "wechat_error", 0},
 		{"sandbox:status=204&delay=1ms", 502, "", false, "wechat_error", 0},
 		{"sandbox:", 400, "", false, "invalid_code", 40029},
 		{"sandbox:color=red", 400, "", false, "invalid_code", 40029},
@@ -139,15 +134,13 @@ func TestSandboxCodes(t *testing.T) {
 	}
 }
 
-// TestSandboxRecommendsNoSandbox refuses codes of mini programs in tourist mode and with another AppID.
+// TestSandboxRecommendsNoSandbox refuses a code of a mini program in tourist mode.
 func TestSandboxRecommendsNoSandbox(t *testing.T) {
 	t.Parallel()
 	p := startProgram(t, nil, "-sandbox")
-	for _, appID := range []string{"touristappid", "wxfedcba9876543210"} {
-		got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029"}`, "Referer", "https://servicewechat.com/"+appID+"/0/page-frame.html")
-		if got.Error != "appid_mismatch" || !strings.Contains(got.Message, appID) || strings.Contains(got.Message, "-sandbox") {
-			t.Errorf("got %d %s, want appid_mismatch with %s and without -sandbox", got.status, got.body, appID)
-		}
+	got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029"}`, "Referer", "https://servicewechat.com/touristappid/0/page-frame.html")
+	if got.Error != "appid_mismatch" || strings.Contains(got.Message, "-sandbox") {
+		t.Errorf("got %d %s, want appid_mismatch without -sandbox", got.status, got.body)
 	}
 }
 
@@ -226,16 +219,6 @@ func TestSandboxForAnotherProgram(t *testing.T) {
 		p := startProgram(t, credentials("WX_BASE_URL", wechat.url, "WX_APPID", appID))
 		if got := post(t, p.url+"/openid", `{"code":"`+mockCode+`"}`); got.status != want {
 			t.Errorf("got %d %s, want %d", got.status, got.body, want)
-		}
-	}
-}
-
-func TestNoCodeIsSpecialOutsideSandbox(t *testing.T) {
-	t.Parallel()
-	p := startService(t, echo)
-	for _, code := range []string{mockCode, "sandbox:errcode=45011"} {
-		if got := post(t, p.url+"/openid", fmt.Sprintf(`{"code":%q}`, code)); got.OpenID != code {
-			t.Errorf("got %d %s, want WeChat to be asked with %q", got.status, got.body, code)
 		}
 	}
 }
