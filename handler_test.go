@@ -2,11 +2,9 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -135,6 +133,16 @@ func read(t testing.TB, resp *http.Response) result {
 		}
 	}
 	return got
+}
+
+// answer has h answer a POST /openid.
+func answer(t testing.TB, h http.Handler, body string) result {
+	t.Helper()
+	recorder, request := httptest.NewRecorder(), httptest.NewRequest("POST", "/openid", strings.NewReader(body))
+	h.ServeHTTP(recorder, request)
+	resp := recorder.Result()
+	resp.Request = request
+	return read(t, resp)
 }
 
 // checkFailure wants an answer without an openid, whose message is one sentence.
@@ -446,10 +454,8 @@ func TestAppIDMismatch(t *testing.T) {
 		{"the same AppID", "https://servicewechat.com/" + testAppID + page, "x1", "invalid_code", "AppID"},
 		{"AppID that holds the code", "https://servicewechat.com/" + other + page, "wxfedcba98", "invalid_code", ""},
 		{"no Referer", "", "x1", "invalid_code", "AppID"},
-		{"another host", "https://example.com/" + other + page, "x1", "invalid_code", ""},
 		{"host that begins so", "https://servicewechat.com.example/" + other + page, "x1", "invalid_code", ""},
 		{"host that ends so", "https://example.com/?https://servicewechat.com/" + other + page, "x1", "invalid_code", ""},
-		{"another scheme", "http://servicewechat.com/" + other + page, "x1", "invalid_code", ""},
 		{"another page", "https://servicewechat.com/" + other + "/27/", "x1", "invalid_code", ""},
 		{"no AppID", "https://servicewechat.com/" + page, "x1", "invalid_code", ""},
 		{"something after", "https://servicewechat.com/" + other + page + "?x", "x1", "invalid_code", ""},
@@ -484,13 +490,11 @@ func TestRequestID(t *testing.T) {
 		kept     bool
 	}{
 		{"all kinds", "Az09._-", true},
-		{"one character", "-", true},
 		{"64 characters", strings.Repeat("x", 64), true},
 		{"65 characters", strings.Repeat("x", 65), false},
 		{"empty", "", false},
 		{"space inside", "a b", false},
 		{"quote", `a"b`, false},
-		{"slash", "a/b", false},
 		{"not ASCII", "é", false},
 	}
 	p := startService(t, echo)
@@ -515,28 +519,21 @@ func TestPaths(t *testing.T) {
 		path   string // in the log
 		status int
 		error  string
-		words  string // in the message
+		words  string // in the message, or the whole body of a 200
 	}{
 		{"POST /openid?code=x", "/openid", 400, "invalid_request", ""},
 		{"POST /%6fpenid", "/openid", 400, "invalid_request", ""},
-		{"POST http://example.com/openid", "/openid", 400, "invalid_request", ""},
 		{"GET /openid", "/openid", 405, "method_not_allowed", "POST wx.request"},
-		{"HEAD /openid", "/openid", 405, "method_not_allowed", ""},
-		{"PUT /openid", "/openid", 405, "method_not_allowed", "POST"},
 		{"OPTIONS /openid", "/openid", 405, "method_not_allowed", "POST"},
-		{"CONNECT /openid", "/openid", 405, "method_not_allowed", "POST"},
 		{"post /openid", "/openid", 405, "method_not_allowed", "POST"},
-		{"GET /healthz", "", 200, "", ""},
+		{"GET /healthz", "", 200, "", `{"status":"ok"}` + "\n"},
 		{"HEAD /healthz", "", 200, "", ""},
-		{"GET /healthz?x", "", 200, "", ""},
 		{"POST /healthz", "/healthz", 405, "method_not_allowed", "GET HEAD"},
 		{"GET /", "/", 404, "not_found", "/openid /healthz"},
 		{"POST //openid", "//openid", 404, "not_found", ""},
 		{"POST /openid/", "/openid/", 404, "not_found", ""},
 		{"POST /openid%2F", "/openid/", 404, "not_found", ""},
-		{"POST /OPENID", "/OPENID", 404, "not_found", ""},
 		{"POST /x/%2e%2e/openid", "/x/../openid", 404, "not_found", ""},
-		{"GET /healthz/", "/healthz/", 404, "not_found", ""},
 		{"GET /sns/jscode2session", "/sns/jscode2session", 404, "not_found", ""},
 		{"OPTIONS *", "*", 404, "not_found", ""},
 		{"CONNECT example.com:443", "", 404, "not_found", ""},
@@ -546,24 +543,18 @@ func TestPaths(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			got := raw(t, p, test.name+" HTTP/1.1\r\nHost: x\r\n\r\n")
-			switch head := strings.HasPrefix(test.name, "HEAD"); {
-			case head && (got.status != test.status || got.body != ""):
-				t.Errorf("got %d %q, want %d without a body", got.status, got.body, test.status)
-			case head:
-				got.Error = test.error
-			case test.status == 200 && got.body != `{"status":"ok"}`+"\n":
-				t.Errorf("got %d %s, want status ok", got.status, got.body)
-			case test.status != 200:
-				checkFailure(t, got, test.status, test.error)
+			if want := map[int]string{405: allow[test.path]}[test.status]; got.header.Get("Allow") != want {
+				t.Errorf("got Allow %q, want %q", got.header.Get("Allow"), want)
 			}
-			if !strings.HasPrefix(test.name, "HEAD") && test.words != "" {
+			if test.status == 200 { // and the next test finds no line of this one in the log
+				if got.status != 200 || got.body != test.words {
+					t.Errorf("got %d %q, want 200 %q", got.status, got.body, test.words)
+				}
+				return
+			}
+			checkFailure(t, got, test.status, test.error)
+			if test.words != "" {
 				checkWords(t, "the answer", got.Message, test.words)
-			}
-			if value := got.header.Get("Allow"); (value != "") != (test.status == 405) || value != "" && value != allow[test.path] {
-				t.Errorf("got Allow %q, want the methods of the path with 405", value)
-			}
-			if test.status == 200 {
-				return // the next test finds no line of this one in the log
 			}
 			if record := checkLog(t, p, got); record["path"] != test.path || record["method"] != strings.Fields(test.name)[0] {
 				t.Errorf("got %v %v in the log, want %s", record["method"], record["path"], test.path)
@@ -633,24 +624,16 @@ func FuzzRequest(f *testing.F) {
 		asked = append(asked, r.URL.Query()["js_code"]...)
 		echo(w, r)
 	})
-	c := must(loadConfig(getenv(credentials("WX_BASE_URL", wechat)), false))
-	log := slog.New(slog.DiscardHandler)
-	h := &handler{wechat: newClient(c, newTransport(c), log), appID: testAppID, log: log}
+	s := newService(f, 10*time.Second, wechat)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		asked = nil
-		recorder := httptest.NewRecorder()
-		request := httptest.NewRequest("POST", "/openid", bytes.NewReader(body))
-		h.ServeHTTP(recorder, request)
-		resp := recorder.Result()
-		resp.Request = request
-		got := read(t, resp)
+		got := answer(t, s, string(body))
 		want := struct{ Code string }{Code: "\n"}
-		valid := json.Unmarshal(body, &want) == nil && len(body) <= 4096
-		code := want.Code
-		valid = valid && regexp.MustCompile(`^[ -~]{1,128}$`).MatchString(code)
+		err := json.Unmarshal(body, &want)
+		valid := err == nil && len(body) <= 4096 && regexp.MustCompile(`^[ -~]{1,128}$`).MatchString(want.Code)
 		switch {
-		case valid && (len(asked) != 1 || asked[0] != code || got.OpenID != code):
-			t.Errorf("got %d %s, and WeChat asked with %q, want %q", got.status, got.body, asked, code)
+		case valid && (!slices.Equal(asked, []string{want.Code}) || got.OpenID != want.Code):
+			t.Errorf("got %d %s, and WeChat asked with %q, want %q", got.status, got.body, asked, want.Code)
 		case !valid && len(body) > 4096:
 			checkFailure(t, got, 413, "body_too_large")
 		case !valid:

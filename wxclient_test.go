@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -15,7 +14,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"path/filepath"
 	"reflect"
@@ -57,6 +55,7 @@ type service struct {
 	*handler
 	*client
 	log *output
+	t   testing.TB
 }
 
 func newService(t testing.TB, timeout time.Duration, baseURLs ...string) *service {
@@ -69,28 +68,21 @@ func newService(t testing.TB, timeout time.Duration, baseURLs ...string) *servic
 	logger := slog.New(slog.NewJSONHandler(log, nil))
 	wx := newClient(c, newTransport(c), logger)
 	t.Cleanup(wx.transport.CloseIdleConnections)
-	return &service{handler: &handler{wechat: wx, appID: c.appID, log: logger}, client: wx, log: log}
+	return &service{handler: &handler{wechat: wx, appID: c.appID, log: logger}, client: wx, log: log, t: t}
 }
 
 // post sends code and returns the answer.
-func (s *service) post(code string) *httptest.ResponseRecorder {
-	body, _ := json.Marshal(map[string]string{"code": code})
-	answer := httptest.NewRecorder()
-	s.ServeHTTP(answer, httptest.NewRequest("POST", "/openid", bytes.NewReader(body)))
-	return answer
+func (s *service) post(code string) result {
+	s.t.Helper()
+	return answer(s.t, s, string(must(json.Marshal(map[string]string{"code": code}))))
 }
 
-// brief is an answer in short: 200 and its body, or status, error and errcode.
-func brief(answer *httptest.ResponseRecorder) string {
-	body := strings.TrimSpace(answer.Body.String())
-	if answer.Code == http.StatusOK {
-		return "200 " + body
+// brief is the answer in short: 200 and its body, or status, error and errcode.
+func (got result) brief() string {
+	if got.status == http.StatusOK {
+		return "200 " + strings.TrimSpace(got.body)
 	}
-	var failure errorBody
-	if err := json.Unmarshal([]byte(body), &failure); err != nil {
-		return fmt.Sprint(answer.Code, " ", err)
-	}
-	return strings.TrimSuffix(fmt.Sprint(answer.Code, " ", failure.Error, " ", failure.ErrCode), " 0")
+	return strings.TrimSuffix(fmt.Sprint(got.status, " ", got.Error, " ", got.ErrCode), " 0")
 }
 
 // A rawWeChat hands every connection to serve, and closes it when the client has.
@@ -289,8 +281,8 @@ func TestWeChatFails(t *testing.T) {
 				}
 				return &url.URL{Scheme: "http", Host: first.addr, User: url.UserPassword("proxy", "TopSecret")}, nil
 			}
-			answer := s.post(leakCode)
-			if got := brief(answer); got != f.want {
+			got := s.post(leakCode)
+			if got := got.brief(); got != f.want {
 				t.Errorf("got %s, want %s; the log is:\n%s", got, f.want, s.log)
 			}
 			if one, two := first.asked.Load(), second.asked.Load(); one > 1 || two > 0 && f.want != next {
@@ -303,7 +295,7 @@ func TestWeChatFails(t *testing.T) {
 				t.Errorf("got log\n%s\nwant the proxy to be the culprit, not WeChat", s.log)
 			}
 			_, err := s.client.openID(t.Context(), leakCode)
-			checkNoLeak(t, "answer", fmt.Sprint(answer.Header(), answer.Body))
+			checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
 			checkNoLeak(t, "log", s.log.String())
 			checkNoLeak(t, "error", fmt.Sprintf("%v %+v %#v", err, err, err))
 			if strings.Contains(s.log.String(), leakOpenID) {
@@ -350,11 +342,11 @@ func TestReply(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			s := newService(t, 10*time.Second, newWeChat(t, say(test.reply)))
-			answer := s.post(leakCode)
-			if got := brief(answer); got != test.want {
+			got := s.post(leakCode)
+			if got := got.brief(); got != test.want {
 				t.Errorf("got %s, want %s; the log is:\n%s", got, test.want, s.log)
 			}
-			checkNoLeak(t, "answer and log", answer.Body.String()+s.log.String())
+			checkNoLeak(t, "answer and log", got.body+s.log.String())
 			if strings.Contains(s.log.String(), leakOpenID) {
 				t.Errorf("got the openid in the log, want it in the answer alone:\n%s", s.log)
 			}
@@ -475,7 +467,7 @@ func TestCodeIsNeverSentTwice(t *testing.T) {
 			})
 			s := newService(t, 10*time.Second, "http://"+w.addr)
 			for _, want := range []string{success, broken} {
-				if got := brief(s.post(leakCode)); got != want {
+				if got := s.post(leakCode).brief(); got != want {
 					t.Errorf("got %s, want %s", got, want)
 				}
 			}
@@ -503,6 +495,16 @@ func slow() error    { time.Sleep(time.Second); return nil }
 func refuses() error { return syscall.ECONNREFUSED }
 func silent() error  { time.Sleep(2 * time.Second); return context.DeadlineExceeded }
 
+// pipe returns a connection in memory, whose other end serve has.
+func pipe(serve func(net.Conn)) net.Conn {
+	ours, theirs := net.Pipe()
+	go func() {
+		defer theirs.Close()
+		serve(theirs)
+	}()
+	return ours
+}
+
 // inBubble runs test with a WX_TIMEOUT. A code "wait" is never answered, "think" after 3 s, "l" after 30 s.
 func inBubble(t *testing.T, timeout time.Duration, one, two func() error, test func(*testing.T, *fallback)) {
 	t.Helper()
@@ -517,9 +519,7 @@ func inBubble(t *testing.T, timeout time.Duration, one, two func() error, test f
 			if err := dial.connect.Load().(func() error)(); err != nil {
 				return nil, &net.OpError{Op: "dial", Net: "tcp", Err: err}
 			}
-			ours, theirs := net.Pipe()
-			go func() {
-				defer theirs.Close()
+			return pipe(func(theirs net.Conn) {
 				for in := bufio.NewReader(theirs); ; {
 					r, err := http.ReadRequest(in)
 					if err != nil {
@@ -535,8 +535,7 @@ func inBubble(t *testing.T, timeout time.Duration, one, two func() error, test f
 					}
 					io.WriteString(theirs, httpReply(`{"openid":"`+name+`"}`))
 				}
-			}()
-			return ours, nil
+			}), nil
 		}
 		test(t, f)
 		f.transport.CloseIdleConnections()
@@ -549,7 +548,7 @@ func inBubble(t *testing.T, timeout time.Duration, one, two func() error, test f
 func (f *fallback) check(t *testing.T, code, want string, took time.Duration, one, two int64) {
 	t.Helper()
 	start := time.Now()
-	got := strings.NewReplacer(`200 {"openid":"`, "", `"}`, "").Replace(brief(f.post(code)))
+	got := strings.NewReplacer(`200 {"openid":"`, "", `"}`, "").Replace(f.post(code).brief())
 	if passed := time.Since(start); got != want || passed != took {
 		t.Errorf("got %s after %v, want %s after %v; the log is:\n%s", got, passed, want, took, f.log)
 	}
@@ -675,8 +674,8 @@ func TestConnections(t *testing.T) {
 			var all sync.WaitGroup
 			for range 300 {
 				all.Go(func() {
-					if got := f.post("think"); got.Code != 200 {
-						t.Errorf("got %s, want an openid", brief(got))
+					if got := f.post("think"); got.OpenID != "one" {
+						t.Errorf("got %s, want the openid", got.brief())
 					}
 				})
 			}
@@ -739,31 +738,19 @@ func FuzzReply(f *testing.F) {
 		asked := 0
 		s.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
 			asked++
-			ours, theirs := net.Pipe()
-			go func() {
-				defer theirs.Close()
+			return pipe(func(theirs net.Conn) {
 				if _, err := http.ReadRequest(bufio.NewReader(theirs)); err == nil {
 					theirs.Write(reply)
 				}
-			}()
-			return ours, nil
+			}), nil
 		}
-		answer := s.post(leakCode)
+		got := s.post(leakCode)
 		checkNoLeak(t, "log", s.log.String())
-		if asked != 1 {
-			t.Errorf("got %d requests, want 1", asked)
+		if asked != 1 || (got.OpenID == "") != (got.status != 200) {
+			t.Errorf("got %d %s after %d requests, want an openid or a failure after one", got.status, got.body, asked)
 		}
-		var got struct {
-			user
-			errorBody
-		}
-		decoder := json.NewDecoder(answer.Body)
-		decoder.DisallowUnknownFields()
-		if err := decoder.Decode(&got); err != nil || (got.OpenID == "") != (answer.Code != 200) {
-			t.Errorf("got %d %s, error %v, want an openid or a failure", answer.Code, answer.Body, err)
-		}
-		if row := answers[got.Error]; answer.Code != 200 && (row.status != answer.Code || row.message != got.Message) {
-			t.Errorf("got %d %+v, want a row of the table", answer.Code, got)
+		if row := answers[got.Error]; got.status != 200 && (row.status != got.status || row.message != got.Message) {
+			t.Errorf("got %d %s, want a row of the table", got.status, got.body)
 		}
 	})
 }
