@@ -106,13 +106,6 @@ func sendRaw(t testing.TB, p *program, text string) *net.TCPConn {
 	return conn.(*net.TCPConn)
 }
 
-// raw sends text, which begins with a request line, and returns the answer.
-func raw(t testing.TB, p *program, text string) result {
-	t.Helper()
-	method, _, _ := strings.Cut(text, " ")
-	return read(t, must(http.ReadResponse(bufio.NewReader(sendRaw(t, p, text)), &http.Request{Method: method})))
-}
-
 // read reads resp, which has to have what every answer has.
 func read(t testing.TB, resp *http.Response) result {
 	t.Helper()
@@ -296,10 +289,7 @@ func TestErrorWords(t *testing.T) {
 
 func TestRequestBody(t *testing.T) {
 	t.Parallel()
-	quote := func(code string) string {
-		body, _ := json.Marshal(map[string]string{"code": code})
-		return string(body)
-	}
+	quote := func(code string) string { return string(must(json.Marshal(map[string]string{"code": code}))) }
 	padded := func(n int) string { return quote("x") + strings.Repeat(" ", n-len(quote("x"))) }
 	utf16 := strings.Join(strings.Split(quote("x"), ""), "\x00")
 	const form, long = "application/x-www-form-urlencoded", "0123456789abcdef"
@@ -431,7 +421,7 @@ func TestTimeToArrive(t *testing.T) {
 // TestLongExchange has WeChat take longer than header and body may: the caller still gets the answer.
 func TestLongExchange(t *testing.T) {
 	t.Parallel()
-	inBubble(t, time.Minute, up, up, func(t *testing.T, f *fallback) {
+	inBubble(t, "30 s", time.Minute, up, up, func(t *testing.T, f *fallback) {
 		b, _ := serveInBubble(t, time.Minute, f.handler)
 		if got := readAnswer(t, b.dial(t, halfBody+`{"code":"l"}`)); got.OpenID != "one" {
 			t.Errorf("got %d %s, want the openid", got.status, got.body)
@@ -542,7 +532,8 @@ func TestPaths(t *testing.T) {
 	p := startService(t, echo)
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got := raw(t, p, test.name+" HTTP/1.1\r\nHost: x\r\n\r\n")
+			conn, method := sendRaw(t, p, test.name+" HTTP/1.1\r\nHost: x\r\n\r\n"), strings.Fields(test.name)[0]
+			got := read(t, must(http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})))
 			if want := map[int]string{405: allow[test.path]}[test.status]; got.header.Get("Allow") != want {
 				t.Errorf("got Allow %q, want %q", got.header.Get("Allow"), want)
 			}
@@ -556,7 +547,7 @@ func TestPaths(t *testing.T) {
 			if test.words != "" {
 				checkWords(t, "the answer", got.Message, test.words)
 			}
-			if record := checkLog(t, p, got); record["path"] != test.path || record["method"] != strings.Fields(test.name)[0] {
+			if record := checkLog(t, p, got); record["path"] != test.path || record["method"] != method {
 				t.Errorf("got %v %v in the log, want %s", record["method"], record["path"], test.path)
 			}
 		})

@@ -298,7 +298,7 @@ func TestStopDuringExchange(t *testing.T) {
 		echo(w, r)
 	})))
 	answered := make(chan result)
-	go func() { answered <- raw(t, p, halfBody+`{"code":"l"}`) }()
+	go func() { answered <- readAnswer(t, sendRaw(t, p, halfBody+`{"code":"l"}`)) }()
 	<-asked
 	stopped := make(chan int)
 	go func() { stopped <- p.stop() }()
