@@ -27,7 +27,6 @@ func TestSettings(t *testing.T) {
 			"MAX_INFLIGHT", "", "MAX_CONNS", "", "TLS_CERT", "", "TLS_KEY", ""), false, func(*config) {}, urls},
 		{"AppSecret in a file", credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", secretFile), false, func(*config) {}, urls},
 		{"odd AppSecret", credentials("WX_APPSECRET", `a"b'&=+%#?`), false, func(c *config) { c.appSecret = `a"b'&=+%#?` }, urls},
-		{"any port", credentials("ADDR", "127.0.0.1:0"), false, func(c *config) { c.addr = "127.0.0.1:0" }, urls},
 		{"IPv6", credentials("ADDR", "[::1]:65535"), false, func(c *config) { c.addr = "[::1]:65535" }, urls},
 		{"timeout", credentials("WX_TIMEOUT", "1m30s"), false, func(c *config) { c.timeout = 90 * time.Second }, urls},
 		{"one at a time", credentials("MAX_INFLIGHT", "1", "MAX_CONNS", "1"), false,
@@ -112,7 +111,6 @@ func TestBadSettings(t *testing.T) {
 		{"file in UTF-16 without BOM", inFile("h\x00u\x00"), "WX_APPSECRET_FILE UTF-16 UTF-8"},
 		{"file as .env", inFile("WX_APPSECRET=hunter2\n"), "WX_APPSECRET_FILE alone"},
 		{"ADDR without port", credentials("ADDR", "hunter2"), "ADDR host:port"},
-		{"ADDR with an empty port", credentials("ADDR", "hunter2:"), "ADDR host:port"},
 		{"ADDR with a port name", credentials("ADDR", ":hunter2"), "ADDR host:port"},
 		{"ADDR with a port too high", credentials("ADDR", "hunter2:65536"), "ADDR host:port"},
 		{"ADDR that is a URL", credentials("ADDR", "http://hunter2:80"), "ADDR host:port"},
@@ -125,10 +123,8 @@ func TestBadSettings(t *testing.T) {
 		{"base URL with a password", credentials("WX_BASE_URL", "https://x:hunter2@x"), "WX_BASE_URL https://host"},
 		{"base URL with a query", credentials("WX_BASE_URL", "https://hunter2?x"), "WX_BASE_URL https://host"},
 		{"base URL that cannot be parsed", credentials("WX_BASE_URL", "https://hunter2:x"), "WX_BASE_URL https://host"},
-		{"base URL after a space", credentials("WX_BASE_URL", "https://x, https://hunter2"), "WX_BASE_URL white space"},
 		{"base URL left out", credentials("WX_BASE_URL", "https://hunter2,"), "WX_BASE_URL https://host"},
 		{"timeout without unit", credentials("WX_TIMEOUT", "5"), "WX_TIMEOUT no unit 5s"},
-		{"timeout with a fraction", credentials("WX_TIMEOUT", "2.5"), "WX_TIMEOUT no unit 5s"},
 		{"timeout of zero", credentials("WX_TIMEOUT", "0s"), "WX_TIMEOUT above zero 5s"},
 		{"timeout below zero", credentials("WX_TIMEOUT", "-5s"), "WX_TIMEOUT above zero 5s"},
 		{"timeout in words", credentials("WX_TIMEOUT", "hunter2"), "WX_TIMEOUT above zero 5s"},
@@ -164,10 +160,8 @@ func TestBadSettings(t *testing.T) {
 // badSettings returns the lines that the program prints of env, which hold no value.
 func badSettings(t *testing.T, env map[string]string) []string {
 	t.Helper()
-	code, stdout, stderr := runToEnd(t, env)
-	if code != 2 || stdout != "" {
-		t.Errorf("got exit code %d and %q on standard output, want 2 and nothing", code, stdout)
-	}
+	stdout, stderr := runToEnd(t, 2, env)
+	checkWords(t, "standard output", stdout, "")
 	for _, value := range []string{"hunter2", "你的", testSecret, testAppID, "/tmp"} {
 		if strings.Contains(stderr, value) {
 			t.Errorf("got %q, want no value in it", stderr)
@@ -184,7 +178,6 @@ func TestWarnings(t *testing.T) {
 	}{
 		{"AppID", "WX_APPID", testAppID, ""},
 		{"placeholder", "WX_APPID", "your_appid", "WX_APPID wx mp.weixin.qq.com"},
-		{"original id", "WX_APPID", "gh_0123456789ab", "WX_APPID wx mp.weixin.qq.com"},
 		{"capitals", "WX_APPID", "wx0123456789ABCDEF", "WX_APPID"},
 		{"loopback", "WX_BASE_URL", "http://127.0.0.1:1,http://localhost:1,http://[::1]:1,http://127.1.2.3", ""},
 		{"plain HTTP", "WX_BASE_URL", "https://192.0.2.1,http://192.0.2.2:80/wx", "unencrypted 192.0.2.2:80 https"},

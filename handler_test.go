@@ -263,9 +263,10 @@ func TestErrorWords(t *testing.T) {
 		want[word] = fmt.Sprint(row.status, " ", codes)
 	}
 	delete(want, "client_closed_request") // nobody is there to read it
+	row := regexp.MustCompile("(?m)^\\| (\\d+) \\| `(\\w+)` \\|([-\\d ]*)\\|")
 	for _, name := range []string{"README.md", "README.zh-CN.md"} {
 		got := make(map[string]string)
-		for _, m := range regexp.MustCompile("(?m)^\\| (\\d+) \\| `(\\w+)` \\|([-\\d ]*)\\|").FindAllStringSubmatch(string(must(os.ReadFile(name))), -1) {
+		for _, m := range row.FindAllStringSubmatch(string(must(os.ReadFile(name))), -1) {
 			codes := strings.Fields(m[3])
 			slices.Sort(codes)
 			got[m[2]] = fmt.Sprint(m[1], " ", codes)
@@ -314,7 +315,6 @@ func TestRequestBody(t *testing.T) {
 		{"form", `code=x`, "", "", "form JSON"},
 		{"form by its type", `js_code=x&code=x`, form, "", "form JSON"},
 		{"form-data", "--x\r\n", "multipart/form-data; boundary=x", "", "form JSON"},
-		{"JSON in a form", `%7B%22code%22%3A%22x%22%7D`, form, "", "form JSON"},
 		{"quotes lost in cmd.exe", `'{code:x}'`, form, "", "quotes cmd.exe PowerShell"},
 		{"quotes lost in cmd.exe, with a space", `'{code:`, form, "", "quotes cmd.exe"},
 		{"quotes lost in PowerShell", `{code:x}`, form, "", "quotes PowerShell"},
@@ -328,13 +328,11 @@ func TestRequestBody(t *testing.T) {
 		{"object for code", `{"code":{"code":"x","errMsg":"login:ok"}}`, "", "", "object string res.code"},
 		{"number for code", `{"code":12345}`, "", "", "number string"},
 		{"no code", `{}`, "", "", "no code"},
-		{"another name", `{"js_code":"x"}`, "", "", "no code"},
 		{"null for code", `{"code":null}`, "", "", "no code"},
 		{"129 characters", quote(strings.Repeat("x", 129)), "", "", "128 characters"},
 		{"no characters", quote(""), "", "", "128 characters"},
 		{"DEL", quote(long + "\x7f"), "", "", "ASCII characters"},
 		{"line break", quote(long + "\n"), "", "", "ASCII characters"},
-		{"not ASCII", quote(long + "é"), "", "", "ASCII characters"},
 		{"null", `null`, "", "", "no code"},
 		{"array", `[{"code":"x"}]`, "", "", "not a JSON object"},
 		{"cut short", `{"code":"x"`, "", "", "not a JSON object"},
@@ -438,19 +436,19 @@ func TestAppIDMismatch(t *testing.T) {
 	}{
 		{"in the tools", "https://servicewechat.com/" + other + page, "x", "appid_mismatch", other + " " + testAppID},
 		{"on a phone", "https://servicewechat.com/" + other + "/27/page-frame.html", "x1", "appid_mismatch", other + " " + testAppID},
-		{"tourist mode", "https://servicewechat.com/touristappid" + page, mockCode, "appid_mismatch", "touristappid tourist " + testAppID + " -sandbox"},
+		{"tourist mode", "https://servicewechat.com/touristappid" + page, mockCode, "appid_mismatch", "tourist " + testAppID + " -sandbox"},
 		{"mock code", "", mockCode, "invalid_code", "tourist -sandbox"},
 		{"another errcode", "https://servicewechat.com/" + other + page, "used", "code_used", "wx.login"},
 		{"the same AppID", "https://servicewechat.com/" + testAppID + page, "x1", "invalid_code", "AppID"},
-		{"AppID that holds the code", "https://servicewechat.com/" + other + page, "wxfedcba98", "invalid_code", ""},
+		{"AppID that holds the code", "https://servicewechat.com/" + other + page, "wxfedcba98", "invalid_code", "AppID"},
 		{"no Referer", "", "x1", "invalid_code", "AppID"},
-		{"host that begins so", "https://servicewechat.com.example/" + other + page, "x1", "invalid_code", ""},
-		{"host that ends so", "https://example.com/?https://servicewechat.com/" + other + page, "x1", "invalid_code", ""},
-		{"another page", "https://servicewechat.com/" + other + "/27/", "x1", "invalid_code", ""},
-		{"no AppID", "https://servicewechat.com/" + page, "x1", "invalid_code", ""},
-		{"something after", "https://servicewechat.com/" + other + page + "?x", "x1", "invalid_code", ""},
-		{"markup", "https://servicewechat.com/<b>wx</b>" + page, "x1", "invalid_code", ""},
-		{"too long", "https://servicewechat.com/" + strings.Repeat("w", 200) + page, "x1", "invalid_code", ""},
+		{"host that begins so", "https://servicewechat.com.example/" + other + page, "x1", "invalid_code", "AppID"},
+		{"host that ends so", "https://example.com/?https://servicewechat.com/" + other + page, "x1", "invalid_code", "AppID"},
+		{"another page", "https://servicewechat.com/" + other + "/27/", "x1", "invalid_code", "AppID"},
+		{"no AppID", "https://servicewechat.com/" + page, "x1", "invalid_code", "AppID"},
+		{"something after", "https://servicewechat.com/" + other + page + "?x", "x1", "invalid_code", "AppID"},
+		{"markup", "https://servicewechat.com/<b>wx</b>" + page, "x1", "invalid_code", "AppID"},
+		{"too long", "https://servicewechat.com/" + strings.Repeat("w", 200) + page, "x1", "invalid_code", "AppID"},
 	}
 	p := startService(t, func(w http.ResponseWriter, r *http.Request) {
 		refuse(map[bool]int{true: 40163, false: 40029}[r.FormValue("js_code") == "used"])(w, r)
@@ -460,9 +458,7 @@ func TestAppIDMismatch(t *testing.T) {
 			got := post(t, p.url+"/openid", `{"code":"`+test.code+`"}`, "Referer", test.referer)
 			checkFailure(t, got, 400, test.error)
 			checkLog(t, p, got)
-			if test.message != "" {
-				checkWords(t, "the answer", got.Message, test.message)
-			}
+			checkWords(t, "the answer", got.Message, test.message)
 			if strings.Contains(got.body, testAppID) != (test.error == "appid_mismatch") {
 				t.Errorf("got %s, want our AppID in a mismatch alone", got.body)
 			}
@@ -484,7 +480,6 @@ func TestRequestID(t *testing.T) {
 		{"65 characters", strings.Repeat("x", 65), false},
 		{"empty", "", false},
 		{"space inside", "a b", false},
-		{"quote", `a"b`, false},
 		{"not ASCII", "é", false},
 	}
 	p := startService(t, echo)
@@ -511,22 +506,21 @@ func TestPaths(t *testing.T) {
 		error  string
 		words  string // in the message, or the whole body of a 200
 	}{
-		{"POST /openid?code=x", "/openid", 400, "invalid_request", ""},
-		{"POST /%6fpenid", "/openid", 400, "invalid_request", ""},
+		{"POST /openid?code=x", "/openid", 400, "invalid_request", "no body"},
+		{"POST /%6fpenid", "/openid", 400, "invalid_request", "no body"},
 		{"GET /openid", "/openid", 405, "method_not_allowed", "POST wx.request"},
 		{"OPTIONS /openid", "/openid", 405, "method_not_allowed", "POST"},
-		{"post /openid", "/openid", 405, "method_not_allowed", "POST"},
 		{"GET /healthz", "", 200, "", `{"status":"ok"}` + "\n"},
 		{"HEAD /healthz", "", 200, "", ""},
 		{"POST /healthz", "/healthz", 405, "method_not_allowed", "GET HEAD"},
 		{"GET /", "/", 404, "not_found", "/openid /healthz"},
-		{"POST //openid", "//openid", 404, "not_found", ""},
-		{"POST /openid/", "/openid/", 404, "not_found", ""},
-		{"POST /openid%2F", "/openid/", 404, "not_found", ""},
-		{"POST /x/%2e%2e/openid", "/x/../openid", 404, "not_found", ""},
-		{"GET /sns/jscode2session", "/sns/jscode2session", 404, "not_found", ""},
-		{"OPTIONS *", "*", 404, "not_found", ""},
-		{"CONNECT example.com:443", "", 404, "not_found", ""},
+		{"POST //openid", "//openid", 404, "not_found", "/openid"},
+		{"POST /openid/", "/openid/", 404, "not_found", "/openid"},
+		{"POST /openid%2F", "/openid/", 404, "not_found", "/openid"},
+		{"POST /x/%2e%2e/openid", "/x/../openid", 404, "not_found", "/openid"},
+		{"GET /sns/jscode2session", "/sns/jscode2session", 404, "not_found", "/openid"},
+		{"OPTIONS *", "*", 404, "not_found", "/openid"},
+		{"CONNECT example.com:443", "", 404, "not_found", "/openid"},
 	}
 	allow := map[string]string{"/openid": "POST", "/healthz": "GET, HEAD"}
 	p := startService(t, echo)
@@ -544,9 +538,7 @@ func TestPaths(t *testing.T) {
 				return
 			}
 			checkFailure(t, got, test.status, test.error)
-			if test.words != "" {
-				checkWords(t, "the answer", got.Message, test.words)
-			}
+			checkWords(t, "the answer", got.Message, test.words)
 			if record := checkLog(t, p, got); record["path"] != test.path || record["method"] != method {
 				t.Errorf("got %v %v in the log, want %s", record["method"], record["path"], test.path)
 			}
@@ -623,14 +615,17 @@ func FuzzRequest(f *testing.F) {
 		err := json.Unmarshal(body, &want)
 		valid := err == nil && len(body) <= 4096 && regexp.MustCompile(`^[ -~]{1,128}$`).MatchString(want.Code)
 		switch {
-		case valid && (!slices.Equal(asked, []string{want.Code}) || got.OpenID != want.Code):
-			t.Errorf("got %d %s, and WeChat asked with %q, want %q", got.status, got.body, asked, want.Code)
-		case !valid && len(body) > 4096:
+		case valid:
+			if got.OpenID != want.Code || !slices.Equal(asked, []string{want.Code}) {
+				t.Errorf("got %d %s, and WeChat asked with %q, want %q", got.status, got.body, asked, want.Code)
+			}
+			return
+		case len(body) > 4096:
 			checkFailure(t, got, 413, "body_too_large")
-		case !valid:
+		default:
 			checkFailure(t, got, 400, "invalid_request")
 		}
-		if !valid && len(asked) > 0 {
+		if len(asked) > 0 {
 			t.Errorf("WeChat was asked with %q, want it not asked", asked)
 		}
 	})

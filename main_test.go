@@ -116,14 +116,16 @@ func (p *program) listening(t testing.TB, env map[string]string) {
 	}
 }
 
-// runToEnd runs the program where it ends by itself.
-func runToEnd(t *testing.T, env map[string]string, args ...string) (code int, stdout, stderr string) {
+// runToEnd runs the program where it ends by itself, with the exit code wanted.
+func runToEnd(t *testing.T, want int, env map[string]string, args ...string) (stdout, stderr string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	var out, log bytes.Buffer
-	code = run(ctx, args, getenv(env), &out, &log)
-	return code, out.String(), log.String()
+	if code := run(ctx, args, getenv(env), &out, &log); code != want {
+		t.Errorf("got exit code %d, want %d", code, want)
+	}
+	return out.String(), log.String()
 }
 
 // An output keeps what is written to it. next reads it line by line.
@@ -196,10 +198,7 @@ func TestFlags(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			code, stdout, stderr := runToEnd(t, nil, strings.Fields(test.args)...)
-			if code != test.code {
-				t.Errorf("got exit code %d, want %d", code, test.code)
-			}
+			stdout, stderr := runToEnd(t, test.code, nil, strings.Fields(test.args)...)
 			checkWords(t, "standard output", stdout, test.stdout)
 			checkWords(t, "standard error", stderr, test.stderr)
 			if strings.Contains(stdout+stderr, "hunter2") {
@@ -250,11 +249,8 @@ func TestCheck(t *testing.T) {
 			if test.name == "timeout" {
 				env["WX_TIMEOUT"] = "20ms"
 			}
-			code, line, nothing := runToEnd(t, env, "-check")
-			if code != test.code {
-				t.Errorf("got exit code %d, want %d", code, test.code)
-			}
-			if code != 0 {
+			line, nothing := runToEnd(t, test.code, env, "-check")
+			if test.code != 0 {
 				line, nothing = nothing, line
 			}
 			checkWords(t, "the right output", line, test.words)
@@ -299,10 +295,8 @@ func TestHealthy(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			code, stdout, stderr := runToEnd(t, map[string]string{"ADDR": test.addr, "TLS_CERT": test.cert}, "-healthy")
-			if code != test.code || stdout != "" {
-				t.Errorf("got exit code %d and %q, want %d and nothing", code, stdout, test.code)
-			}
+			stdout, stderr := runToEnd(t, test.code, map[string]string{"ADDR": test.addr, "TLS_CERT": test.cert}, "-healthy")
+			checkWords(t, "standard output", stdout, "")
 			checkWords(t, "standard error", stderr, test.says)
 		})
 	}

@@ -171,7 +171,7 @@ func TestSandboxDelay(t *testing.T) {
 // TestSandboxFromStartToStop has a proxy in the environment that nobody runs.
 func TestSandboxFromStartToStop(t *testing.T) {
 	t.Parallel()
-	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "HTTPS_PROXY": nobody, "http_proxy": nobody, "WX_BASE_URL": nobody}, "-sandbox")
+	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "http_proxy": nobody, "WX_BASE_URL": nobody}, "-sandbox")
 	want := `curl -d "{\"code\":\"the code is a mock one\"}" ` + p.url + "/openid\n"
 	if got := post(t, p.url+"/openid", `{"code":"the code is a mock one"}`); got.status != 200 || len(got.OpenID) != 28 {
 		t.Errorf("got %d %s, want 200 and an openid of 28 characters", got.status, got.body)
