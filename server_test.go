@@ -387,9 +387,10 @@ func TestMaxConns(t *testing.T) {
 					}
 					first, second = second, third
 				}
+				start := time.Now()
 				cancel() // while it waits for a place
-				if err := <-b.served; err != nil {
-					t.Errorf("got error %v of a full service, want none", err)
+				if err, took := <-b.served, time.Since(start); err != nil || took > keepAlive/2 {
+					t.Errorf("got error %v after %v, want none, and soon", err, took)
 				}
 			})
 		})
