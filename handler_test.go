@@ -2,11 +2,9 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -85,10 +83,7 @@ type result struct {
 // post sends body, with header fields: names and values in turn.
 func post(t testing.TB, url, body string, header ...string) result {
 	t.Helper()
-	request, err := http.NewRequest("POST", url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
+	request := must(http.NewRequest("POST", url, strings.NewReader(body)))
 	for i := 0; i < len(header); i += 2 {
 		request.Header.Set(header[i], header[i+1])
 	}
@@ -104,27 +99,11 @@ func post(t testing.TB, url, body string, header ...string) result {
 // sendRaw sends text over a connection of its own.
 func sendRaw(t testing.TB, p *program, text string) *net.TCPConn {
 	t.Helper()
-	conn, err := net.Dial("tcp", p.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := must(net.Dial("tcp", p.addr))
 	t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(10 * time.Second))
-	if _, err := io.WriteString(conn, text); err != nil {
-		t.Fatal(err)
-	}
+	must(io.WriteString(conn, text))
 	return conn.(*net.TCPConn)
-}
-
-// raw sends text, which begins with a request line, and returns the answer.
-func raw(t testing.TB, p *program, text string) result {
-	t.Helper()
-	method, _, _ := strings.Cut(text, " ")
-	resp, err := http.ReadResponse(bufio.NewReader(sendRaw(t, p, text)), &http.Request{Method: method})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return read(t, resp)
 }
 
 // read reads resp, which has to have what every answer has.
@@ -147,6 +126,16 @@ func read(t testing.TB, resp *http.Response) result {
 		}
 	}
 	return got
+}
+
+// answer has h answer a POST /openid.
+func answer(t testing.TB, h http.Handler, body string) result {
+	t.Helper()
+	recorder, request := httptest.NewRecorder(), httptest.NewRequest("POST", "/openid", strings.NewReader(body))
+	h.ServeHTTP(recorder, request)
+	resp := recorder.Result()
+	resp.Request = request
+	return read(t, resp)
 }
 
 // checkFailure wants an answer without an openid, whose message is one sentence.
@@ -274,9 +263,10 @@ func TestErrorWords(t *testing.T) {
 		want[word] = fmt.Sprint(row.status, " ", codes)
 	}
 	delete(want, "client_closed_request") // nobody is there to read it
+	row := regexp.MustCompile("(?m)^\\| (\\d+) \\| `(\\w+)` \\|([-\\d ]*)\\|")
 	for _, name := range []string{"README.md", "README.zh-CN.md"} {
 		got := make(map[string]string)
-		for _, m := range regexp.MustCompile("(?m)^\\| (\\d+) \\| `(\\w+)` \\|([-\\d ]*)\\|").FindAllStringSubmatch(readFile(t, name), -1) {
+		for _, m := range row.FindAllStringSubmatch(string(must(os.ReadFile(name))), -1) {
 			codes := strings.Fields(m[3])
 			slices.Sort(codes)
 			got[m[2]] = fmt.Sprint(m[1], " ", codes)
@@ -285,7 +275,7 @@ func TestErrorWords(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", name, got, want)
 		}
 	}
-	sample := readFile(t, "miniprogram/openid.js")
+	sample := string(must(os.ReadFile("miniprogram/openid.js")))
 	for word := range want {
 		if !strings.Contains(sample, "case '"+word+"':") {
 			t.Errorf("openid.js has no case for %s", word)
@@ -298,44 +288,9 @@ func TestErrorWords(t *testing.T) {
 	}
 }
 
-func readFile(t *testing.T, name string) string {
-	t.Helper()
-	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-func TestOpenID(t *testing.T) {
-	t.Parallel()
-	tests := []struct{ name, reply, body string }{
-		{"openid", `{"openid":"oA_-1","session_key":"k"}`, `{"openid":"oA_-1"}`},
-		{"unionid", `{"openid":"oA","unionid":"oU","session_key":"k"}`, `{"openid":"oA","unionid":"oU"}`},
-		{"empty unionid", `{"openid":"oA","unionid":"","session_key":"k"}`, `{"openid":"oA"}`},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			p := startService(t, say(test.reply))
-			got := post(t, p.url+"/openid", `{"code":"x"}`)
-			if got.status != 200 || strings.TrimSpace(got.body) != test.body {
-				t.Errorf("got %d %s, want 200 %s", got.status, got.body, test.body)
-			}
-			checkLog(t, p, got)
-			if strings.Contains(p.log.String(), "oA") || strings.Contains(p.log.String(), "oU") {
-				t.Errorf("got log\n%s\nwant no openid or unionid in it", p.log)
-			}
-		})
-	}
-}
-
 func TestRequestBody(t *testing.T) {
 	t.Parallel()
-	quote := func(code string) string {
-		body, _ := json.Marshal(map[string]string{"code": code})
-		return string(body)
-	}
+	quote := func(code string) string { return string(must(json.Marshal(map[string]string{"code": code}))) }
 	padded := func(n int) string { return quote("x") + strings.Repeat(" ", n-len(quote("x"))) }
 	utf16 := strings.Join(strings.Split(quote("x"), ""), "\x00")
 	const form, long = "application/x-www-form-urlencoded", "0123456789abcdef"
@@ -346,11 +301,10 @@ func TestRequestBody(t *testing.T) {
 	}{
 		{"code alone", `{"code":"0a1B"}`, "", "0a1B", ""},
 		{"other members", `{"appid":"wx","user":{"a":"y"},"n":[1,{}],"code":"x","z":null}`, "", "x", ""},
-		{"escapes", `{"\u0063ode":"\u0041\/\"\\"}`, "", `A/"\`, ""},
 		{"white space around", " \r\n\t{ \"code\" : \"x\" }\n ", "", "x", ""},
 		{"curl -d", quote("x"), form, "x", ""},
-		{"any Content-Type", quote("x"), "none; of=these", "x", ""},
 		{"mock code", quote(mockCode), "", mockCode, ""},
+		{"code of the sandbox", quote("sandbox:errcode=45011"), "", "sandbox:errcode=45011", ""},
 		{"space and tilde", quote(" ~"), "", " ~", ""},
 		{"what a query is made of", quote("a&secret=b#c%20+"), "", "a&secret=b#c%20+", ""},
 		{"128 characters", quote(strings.Repeat("x", 128)), "", strings.Repeat("x", 128), ""},
@@ -358,11 +312,9 @@ func TestRequestBody(t *testing.T) {
 
 		{"empty", ``, "", "", "no body"},
 		{"empty form", ``, form, "", "no body"},
-		{"white space", " \n", "", "", "no body"},
 		{"form", `code=x`, "", "", "form JSON"},
 		{"form by its type", `js_code=x&code=x`, form, "", "form JSON"},
 		{"form-data", "--x\r\n", "multipart/form-data; boundary=x", "", "form JSON"},
-		{"JSON in a form", `%7B%22code%22%3A%22x%22%7D`, form, "", "form JSON"},
 		{"quotes lost in cmd.exe", `'{code:x}'`, form, "", "quotes cmd.exe PowerShell"},
 		{"quotes lost in cmd.exe, with a space", `'{code:`, form, "", "quotes cmd.exe"},
 		{"quotes lost in PowerShell", `{code:x}`, form, "", "quotes PowerShell"},
@@ -375,32 +327,16 @@ func TestRequestBody(t *testing.T) {
 		{"gzip", "\x1f\x8b\x08\x00", form, "", "gzip"},
 		{"object for code", `{"code":{"code":"x","errMsg":"login:ok"}}`, "", "", "object string res.code"},
 		{"number for code", `{"code":12345}`, "", "", "number string"},
-		{"array for code", `{"code":["x"]}`, "", "", "array string"},
-		{"true for code", `{"code":true}`, "", "", "bool string"},
 		{"no code", `{}`, "", "", "no code"},
-		{"another name", `{"js_code":"x"}`, "", "", "no code"},
 		{"null for code", `{"code":null}`, "", "", "no code"},
-		{"code further in", `{"data":{"code":"x"}}`, "", "", "no code"},
 		{"129 characters", quote(strings.Repeat("x", 129)), "", "", "128 characters"},
 		{"no characters", quote(""), "", "", "128 characters"},
 		{"DEL", quote(long + "\x7f"), "", "", "ASCII characters"},
 		{"line break", quote(long + "\n"), "", "", "ASCII characters"},
-		{"NUL", quote("\x00"), "", "", "ASCII characters"},
-		{"not ASCII", quote(long + "é"), "", "", "ASCII characters"},
-		{"half a surrogate pair", `{"code":"\ud83d"}`, "", "", "ASCII characters"},
-		{"not UTF-8", "{\"code\":\"\x80\"}", "", "", "ASCII characters"},
 		{"null", `null`, "", "", "no code"},
-		{"number", `1`, "", "", "not a JSON object"},
-		{"string", `"code"`, "", "", "not a JSON object"},
 		{"array", `[{"code":"x"}]`, "", "", "not a JSON object"},
-		{"array as a form", `[{"code":"x"}]`, form, "", "form JSON"},
 		{"cut short", `{"code":"x"`, "", "", "not a JSON object"},
-		{"comma at the end", `{"code":"x",}`, "", "", "not a JSON object"},
-		{"line break, not escaped", "{\"code\":\"x\ny\"}", "", "", "not a JSON object"},
 		{"something after", `{"code":"x"}x`, "", "", "not a JSON object"},
-		{"NUL after", `{"code":"x"}` + "\x00", "", "", "not a JSON object"},
-		{"another object after", `{"code":"x"}{"code":"x"}`, "", "", "not a JSON object"},
-		{"deep", strings.Repeat("[", 4096), "", "", "not a JSON object"},
 	}
 	var asked atomic.Int32
 	p := startService(t, func(w http.ResponseWriter, r *http.Request) {
@@ -429,48 +365,15 @@ func TestRequestBody(t *testing.T) {
 	}
 }
 
-// TestOnTheWire sends what no honest caller does, and reads the answers until the connection ends.
-func TestOnTheWire(t *testing.T) {
+// TestHeaderSize has headers below and above 8 KiB.
+func TestHeaderSize(t *testing.T) {
 	t.Parallel()
-	const (
-		head    = "POST /openid HTTP/1.1\r\nHost: x\r\n"
-		chunked = "Transfer-Encoding: chunked\r\n"
-		body    = `{"code":"x"}` // of 12 bytes
-		last    = head + "Connection: close\r\nContent-Length: 12\r\n\r\n" + `{"code":"y"}`
-	)
-	chunk := fmt.Sprintf("%x\r\n%s\r\n", 3000, strings.Repeat("x", 3000))
-	pad := func(n int) string { return "X: " + strings.Repeat("x", n) + "\r\n" }
-	tests := []struct{ name, text, answers string }{
-		{"chunks", head + chunked + "\r\n6\r\n{\"code\r\n6\r\n\":\"x\"}\r\n0\r\n\r\n" + last, "200 x, 200 y"},
-		{"too large in chunks", head + chunked + "\r\n" + chunk + chunk + "0\r\n\r\n", "413"},
-		{"too large, but asks before", head + "Content-Length: 4097\r\nExpect: 100-continue\r\n\r\n" + strings.Repeat("x", 4097), "100, 413"},
-		{"no length", head + "\r\n" + last, "400, 200 y"},
-		{"length and chunks", head + chunked + "Content-Length: 4\r\n\r\nc\r\n" + body + "\r\n0\r\n\r\n" + last, "200 x, 200 y"},
-		{"header of 7 KiB", head + pad(7<<10) + "Content-Length: 12\r\nConnection: close\r\n\r\n" + body, "200 x"},
-		{"header over 8 KiB", head + pad(8<<10), "431"},
-		{"pipelined", strings.Repeat(head+"Content-Length: 12\r\n\r\n"+body, 3) + last, "200 x, 200 x, 200 x, 200 y"},
-		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "404"},
-	}
 	p := startService(t, echo)
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			conn := sendRaw(t, p, "")
-			go io.WriteString(conn, test.text)
-			var answers []string
-			for reader := bufio.NewReader(conn); ; {
-				resp, err := http.ReadResponse(reader, nil)
-				if err != nil {
-					break
-				}
-				var got user
-				json.NewDecoder(resp.Body).Decode(&got)
-				io.Copy(io.Discard, resp.Body)
-				answers = append(answers, strings.TrimSpace(fmt.Sprint(resp.StatusCode, " ", got.OpenID)))
-			}
-			if got := strings.Join(answers, ", "); got != test.answers {
-				t.Errorf("got %s, want %s", got, test.answers)
-			}
-		})
+	for size, want := range map[int]int{7 << 10: 404, 8 << 10: 431} {
+		conn := sendRaw(t, p, fmt.Sprintf("GET / HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n", strings.Repeat("x", size)))
+		if got := must(http.ReadResponse(bufio.NewReader(conn), nil)); got.StatusCode != want {
+			t.Errorf("got %d for a header of %d bytes, want %d", got.StatusCode, size, want)
+		}
 	}
 }
 
@@ -516,7 +419,7 @@ func TestTimeToArrive(t *testing.T) {
 // TestLongExchange has WeChat take longer than header and body may: the caller still gets the answer.
 func TestLongExchange(t *testing.T) {
 	t.Parallel()
-	inBubble(t, time.Minute, up, up, func(t *testing.T, f *fallback) {
+	inBubble(t, "30 s", time.Minute, up, up, func(t *testing.T, f *fallback) {
 		b, _ := serveInBubble(t, time.Minute, f.handler)
 		if got := readAnswer(t, b.dial(t, halfBody+`{"code":"l"}`)); got.OpenID != "one" {
 			t.Errorf("got %d %s, want the openid", got.status, got.body)
@@ -533,21 +436,19 @@ func TestAppIDMismatch(t *testing.T) {
 	}{
 		{"in the tools", "https://servicewechat.com/" + other + page, "x", "appid_mismatch", other + " " + testAppID},
 		{"on a phone", "https://servicewechat.com/" + other + "/27/page-frame.html", "x1", "appid_mismatch", other + " " + testAppID},
-		{"tourist mode", "https://servicewechat.com/touristappid" + page, mockCode, "appid_mismatch", "touristappid tourist " + testAppID + " -sandbox"},
+		{"tourist mode", "https://servicewechat.com/touristappid" + page, mockCode, "appid_mismatch", "tourist " + testAppID + " -sandbox"},
 		{"mock code", "", mockCode, "invalid_code", "tourist -sandbox"},
 		{"another errcode", "https://servicewechat.com/" + other + page, "used", "code_used", "wx.login"},
 		{"the same AppID", "https://servicewechat.com/" + testAppID + page, "x1", "invalid_code", "AppID"},
-		{"AppID that holds the code", "https://servicewechat.com/" + other + page, "wxfedcba98", "invalid_code", ""},
+		{"AppID that holds the code", "https://servicewechat.com/" + other + page, "wxfedcba98", "invalid_code", "AppID"},
 		{"no Referer", "", "x1", "invalid_code", "AppID"},
-		{"another host", "https://example.com/" + other + page, "x1", "invalid_code", ""},
-		{"host that begins so", "https://servicewechat.com.example/" + other + page, "x1", "invalid_code", ""},
-		{"host that ends so", "https://example.com/?https://servicewechat.com/" + other + page, "x1", "invalid_code", ""},
-		{"another scheme", "http://servicewechat.com/" + other + page, "x1", "invalid_code", ""},
-		{"another page", "https://servicewechat.com/" + other + "/27/", "x1", "invalid_code", ""},
-		{"no AppID", "https://servicewechat.com/" + page, "x1", "invalid_code", ""},
-		{"something after", "https://servicewechat.com/" + other + page + "?x", "x1", "invalid_code", ""},
-		{"markup", "https://servicewechat.com/<b>wx</b>" + page, "x1", "invalid_code", ""},
-		{"too long", "https://servicewechat.com/" + strings.Repeat("w", 200) + page, "x1", "invalid_code", ""},
+		{"host that begins so", "https://servicewechat.com.example/" + other + page, "x1", "invalid_code", "AppID"},
+		{"host that ends so", "https://example.com/?https://servicewechat.com/" + other + page, "x1", "invalid_code", "AppID"},
+		{"another page", "https://servicewechat.com/" + other + "/27/", "x1", "invalid_code", "AppID"},
+		{"no AppID", "https://servicewechat.com/" + page, "x1", "invalid_code", "AppID"},
+		{"something after", "https://servicewechat.com/" + other + page + "?x", "x1", "invalid_code", "AppID"},
+		{"markup", "https://servicewechat.com/<b>wx</b>" + page, "x1", "invalid_code", "AppID"},
+		{"too long", "https://servicewechat.com/" + strings.Repeat("w", 200) + page, "x1", "invalid_code", "AppID"},
 	}
 	p := startService(t, func(w http.ResponseWriter, r *http.Request) {
 		refuse(map[bool]int{true: 40163, false: 40029}[r.FormValue("js_code") == "used"])(w, r)
@@ -557,9 +458,7 @@ func TestAppIDMismatch(t *testing.T) {
 			got := post(t, p.url+"/openid", `{"code":"`+test.code+`"}`, "Referer", test.referer)
 			checkFailure(t, got, 400, test.error)
 			checkLog(t, p, got)
-			if test.message != "" {
-				checkWords(t, "the answer", got.Message, test.message)
-			}
+			checkWords(t, "the answer", got.Message, test.message)
 			if strings.Contains(got.body, testAppID) != (test.error == "appid_mismatch") {
 				t.Errorf("got %s, want our AppID in a mismatch alone", got.body)
 			}
@@ -577,13 +476,10 @@ func TestRequestID(t *testing.T) {
 		kept     bool
 	}{
 		{"all kinds", "Az09._-", true},
-		{"one character", "-", true},
 		{"64 characters", strings.Repeat("x", 64), true},
 		{"65 characters", strings.Repeat("x", 65), false},
 		{"empty", "", false},
 		{"space inside", "a b", false},
-		{"quote", `a"b`, false},
-		{"slash", "a/b", false},
 		{"not ASCII", "é", false},
 	}
 	p := startService(t, echo)
@@ -608,57 +504,42 @@ func TestPaths(t *testing.T) {
 		path   string // in the log
 		status int
 		error  string
-		words  string // in the message
+		words  string // in the message, or the whole body of a 200
 	}{
-		{"POST /openid?code=x", "/openid", 400, "invalid_request", ""},
-		{"POST /%6fpenid", "/openid", 400, "invalid_request", ""},
-		{"POST http://example.com/openid", "/openid", 400, "invalid_request", ""},
+		{"POST /openid?code=x", "/openid", 400, "invalid_request", "no body"},
+		{"POST /%6fpenid", "/openid", 400, "invalid_request", "no body"},
 		{"GET /openid", "/openid", 405, "method_not_allowed", "POST wx.request"},
-		{"HEAD /openid", "/openid", 405, "method_not_allowed", ""},
-		{"PUT /openid", "/openid", 405, "method_not_allowed", "POST"},
 		{"OPTIONS /openid", "/openid", 405, "method_not_allowed", "POST"},
-		{"CONNECT /openid", "/openid", 405, "method_not_allowed", "POST"},
-		{"post /openid", "/openid", 405, "method_not_allowed", "POST"},
-		{"GET /healthz", "", 200, "", ""},
+		{"GET /healthz", "", 200, "", `{"status":"ok"}` + "\n"},
 		{"HEAD /healthz", "", 200, "", ""},
-		{"GET /healthz?x", "", 200, "", ""},
 		{"POST /healthz", "/healthz", 405, "method_not_allowed", "GET HEAD"},
 		{"GET /", "/", 404, "not_found", "/openid /healthz"},
-		{"POST //openid", "//openid", 404, "not_found", ""},
-		{"POST /openid/", "/openid/", 404, "not_found", ""},
-		{"POST /openid%2F", "/openid/", 404, "not_found", ""},
-		{"POST /OPENID", "/OPENID", 404, "not_found", ""},
-		{"POST /x/%2e%2e/openid", "/x/../openid", 404, "not_found", ""},
-		{"GET /healthz/", "/healthz/", 404, "not_found", ""},
-		{"GET /sns/jscode2session", "/sns/jscode2session", 404, "not_found", ""},
-		{"OPTIONS *", "*", 404, "not_found", ""},
-		{"CONNECT example.com:443", "", 404, "not_found", ""},
+		{"POST //openid", "//openid", 404, "not_found", "/openid"},
+		{"POST /openid/", "/openid/", 404, "not_found", "/openid"},
+		{"POST /openid%2F", "/openid/", 404, "not_found", "/openid"},
+		{"POST /x/%2e%2e/openid", "/x/../openid", 404, "not_found", "/openid"},
+		{"GET /sns/jscode2session", "/sns/jscode2session", 404, "not_found", "/openid"},
+		{"OPTIONS *", "*", 404, "not_found", "/openid"},
+		{"CONNECT example.com:443", "", 404, "not_found", "/openid"},
 	}
 	allow := map[string]string{"/openid": "POST", "/healthz": "GET, HEAD"}
 	p := startService(t, echo)
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got := raw(t, p, test.name+" HTTP/1.1\r\nHost: x\r\n\r\n")
-			switch head := strings.HasPrefix(test.name, "HEAD"); {
-			case head && (got.status != test.status || got.body != ""):
-				t.Errorf("got %d %q, want %d without a body", got.status, got.body, test.status)
-			case head:
-				got.Error = test.error
-			case test.status == 200 && got.body != `{"status":"ok"}`+"\n":
-				t.Errorf("got %d %s, want status ok", got.status, got.body)
-			case test.status != 200:
-				checkFailure(t, got, test.status, test.error)
+			conn, method := sendRaw(t, p, test.name+" HTTP/1.1\r\nHost: x\r\n\r\n"), strings.Fields(test.name)[0]
+			got := read(t, must(http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})))
+			if want := map[int]string{405: allow[test.path]}[test.status]; got.header.Get("Allow") != want {
+				t.Errorf("got Allow %q, want %q", got.header.Get("Allow"), want)
 			}
-			if !strings.HasPrefix(test.name, "HEAD") && test.words != "" {
-				checkWords(t, "the answer", got.Message, test.words)
+			if test.status == 200 { // and the next test finds no line of this one in the log
+				if got.status != 200 || got.body != test.words {
+					t.Errorf("got %d %q, want 200 %q", got.status, got.body, test.words)
+				}
+				return
 			}
-			if value := got.header.Get("Allow"); (value != "") != (test.status == 405) || value != "" && value != allow[test.path] {
-				t.Errorf("got Allow %q, want the methods of the path with 405", value)
-			}
-			if test.status == 200 {
-				return // the next test finds no line of this one in the log
-			}
-			if record := checkLog(t, p, got); record["path"] != test.path || record["method"] != strings.Fields(test.name)[0] {
+			checkFailure(t, got, test.status, test.error)
+			checkWords(t, "the answer", got.Message, test.words)
+			if record := checkLog(t, p, got); record["path"] != test.path || record["method"] != method {
 				t.Errorf("got %v %v in the log, want %s", record["method"], record["path"], test.path)
 			}
 		})
@@ -726,33 +607,25 @@ func FuzzRequest(f *testing.F) {
 		asked = append(asked, r.URL.Query()["js_code"]...)
 		echo(w, r)
 	})
-	c, err := loadConfig(getenv(credentials("WX_BASE_URL", wechat)), false)
-	if err != nil {
-		f.Fatal(err)
-	}
-	log := slog.New(slog.DiscardHandler)
-	h := &handler{wechat: newClient(c, newTransport(c), log), appID: testAppID, log: log}
+	s := newService(f, 10*time.Second, wechat)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		asked = nil
-		recorder := httptest.NewRecorder()
-		request := httptest.NewRequest("POST", "/openid", bytes.NewReader(body))
-		h.ServeHTTP(recorder, request)
-		resp := recorder.Result()
-		resp.Request = request
-		got := read(t, resp)
+		got := answer(t, s, string(body))
 		want := struct{ Code string }{Code: "\n"}
-		valid := json.Unmarshal(body, &want) == nil && len(body) <= 4096
-		code := want.Code
-		valid = valid && regexp.MustCompile(`^[ -~]{1,128}$`).MatchString(code)
+		err := json.Unmarshal(body, &want)
+		valid := err == nil && len(body) <= 4096 && regexp.MustCompile(`^[ -~]{1,128}$`).MatchString(want.Code)
 		switch {
-		case valid && (len(asked) != 1 || asked[0] != code || got.OpenID != code):
-			t.Errorf("got %d %s, and WeChat asked with %q, want %q", got.status, got.body, asked, code)
-		case !valid && len(body) > 4096:
+		case valid:
+			if got.OpenID != want.Code || !slices.Equal(asked, []string{want.Code}) {
+				t.Errorf("got %d %s, and WeChat asked with %q, want %q", got.status, got.body, asked, want.Code)
+			}
+			return
+		case len(body) > 4096:
 			checkFailure(t, got, 413, "body_too_large")
-		case !valid:
+		default:
 			checkFailure(t, got, 400, "invalid_request")
 		}
-		if !valid && len(asked) > 0 {
+		if len(asked) > 0 {
 			t.Errorf("WeChat was asked with %q, want it not asked", asked)
 		}
 	})

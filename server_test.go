@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -14,7 +15,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -44,11 +44,7 @@ type authority struct {
 
 func newAuthority(t testing.TB) *authority {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := &authority{key: key}
+	a := &authority{key: must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
 	a.cert = a.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
 		NotAfter: time.Now().Add(time.Hour)})
 	return a
@@ -63,15 +59,7 @@ func (a *authority) sign(t testing.TB, template *x509.Certificate) *x509.Certifi
 	if parent == nil {
 		parent = template
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, a.key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cert
+	return must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, template, parent, a.key.Public(), a.key))))
 }
 
 // write writes certificates and the key to PEM files, whose names it returns.
@@ -81,13 +69,10 @@ func (a *authority) write(t testing.TB, dir string, certs ...*x509.Certificate) 
 	for _, cert := range certs {
 		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: must(x509.MarshalPKCS8PrivateKey(a.key))})
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	writeFile(t, certFile, string(chain))
-	writeFile(t, keyFile, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+	writeFile(t, keyFile, string(key))
 	return certFile, keyFile
 }
 
@@ -100,10 +85,7 @@ func newCertificate(t testing.TB) (certFile, keyFile string) {
 
 func TestStartFails(t *testing.T) {
 	t.Parallel()
-	busy, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	busy := must(net.Listen("tcp", "127.0.0.1:0"))
 	t.Cleanup(func() { busy.Close() })
 	cert, key := newCertificate(t)
 	_, otherKey := newCertificate(t)
@@ -112,21 +94,20 @@ func TestStartFails(t *testing.T) {
 		env   map[string]string
 		words string
 	}{
-		{"port in use", map[string]string{"ADDR": busy.Addr().String()}, "ADDR in use another ADDR"},
-		{"address of another machine", map[string]string{"ADDR": "192.0.2.1:2020"}, "ADDR address of this machine"},
-		{"no such host", map[string]string{"ADDR": "wxopenid.invalid:2020"}, "ADDR wxopenid.invalid has free"},
-		{"no certificate", map[string]string{"TLS_CERT": cert + "0", "TLS_KEY": key}, "TLS_CERT read PEM"},
-		{"no key", map[string]string{"TLS_CERT": cert, "TLS_KEY": key + "0"}, "TLS_KEY read PEM"},
-		{"key for certificate", map[string]string{"TLS_CERT": key, "TLS_KEY": key}, "TLS_CERT certificate"},
-		{"key of another certificate", map[string]string{"TLS_CERT": cert, "TLS_KEY": otherKey}, "TLS_KEY match"},
+		{"port in use", credentials("ADDR", busy.Addr().String()), "ADDR in use another ADDR"},
+		{"address of another machine", credentials("ADDR", "192.0.2.1:2020"), "ADDR address of this machine"},
+		{"no such host", credentials("ADDR", "wxopenid.invalid:2020"), "ADDR wxopenid.invalid has free"},
+		{"no certificate", credentials("TLS_CERT", cert+"0", "TLS_KEY", key), "TLS_CERT read PEM"},
+		{"no key", credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), "TLS_KEY read PEM"},
+		{"key for certificate", credentials("TLS_CERT", key, "TLS_KEY", key), "TLS_CERT certificate"},
+		{"key of another certificate", credentials("TLS_CERT", cert, "TLS_KEY", otherKey), "TLS_KEY match"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			maps.Copy(test.env, credentials())
-			code, stdout, stderr := runToEnd(t, test.env)
-			if code != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 || strings.HasPrefix(stderr, "{") {
-				t.Errorf("got exit code %d, %q and %q, want 1, nothing and one plain line", code, stdout, stderr)
+			stdout, stderr := runToEnd(t, 1, test.env)
+			if stdout != "" || strings.Count(stderr, "\n") != 1 || strings.HasPrefix(stderr, "{") {
+				t.Errorf("got %q and %q, want nothing and one plain line", stdout, stderr)
 			}
 			checkWords(t, "standard error", stderr, test.words)
 			if strings.Contains(stderr, key) {
@@ -169,11 +150,14 @@ func (b *bubble) Addr() net.Addr { return &net.TCPAddr{} }
 // startInBubble serves until ctx is done.
 func startInBubble(t *testing.T, ctx context.Context, c config) *bubble {
 	t.Helper()
-	c.maxConns, c.sandbox = max(c.maxConns, 10), false
+	c.addr, c.maxConns = "127.0.0.1:0", cmp.Or(c.maxConns, 10)
+	log := slog.New(slog.DiscardHandler)
 	b := &bubble{conns: make(chan net.Conn), served: make(chan error, 1)}
-	l := &listener{Listener: b, places: make(chan struct{}, c.maxConns), stop: ctx.Done()}
+	l := must(listen(ctx, c, log))
+	l.Listener.Close()
+	l.Listener = b
 	var serving sync.WaitGroup
-	serving.Go(func() { b.served <- serve(ctx, c, l, slog.New(slog.DiscardHandler), io.Discard) })
+	serving.Go(func() { b.served <- serve(ctx, c, l, log, io.Discard) })
 	t.Cleanup(serving.Wait)
 	return b
 }
@@ -206,11 +190,7 @@ const (
 
 func readAnswer(t *testing.T, conn net.Conn) result {
 	t.Helper()
-	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return read(t, resp)
+	return read(t, must(http.ReadResponse(bufio.NewReader(conn), &http.Request{})))
 }
 
 // TestStop has a connection of some kind when the program is told to stop.
@@ -318,7 +298,7 @@ func TestStopDuringExchange(t *testing.T) {
 		echo(w, r)
 	})))
 	answered := make(chan result)
-	go func() { answered <- raw(t, p, halfBody+`{"code":"l"}`) }()
+	go func() { answered <- readAnswer(t, sendRaw(t, p, halfBody+`{"code":"l"}`)) }()
 	<-asked
 	stopped := make(chan int)
 	go func() { stopped <- p.stop() }()
@@ -375,56 +355,46 @@ func TestSecondSignal(t *testing.T) {
 func TestMaxConns(t *testing.T) {
 	t.Parallel()
 	cert, key := newCertificate(t)
-	tests := []struct {
-		name, sent string
-		env        map[string]string
-	}{
-		{"idle", "", nil},
-		{"half a header", getHealthz[:20], nil},
-		{"half a body", halfBody, nil},
-		{"kept", getHealthz, nil},
-		{"handshake that never ends", "\x16\x03", map[string]string{"TLS_CERT": cert, "TLS_KEY": key}},
+	tests := []struct{ name, sent, cert, key string }{
+		{"idle", "", "", ""},
+		{"half a header", getHealthz[:20], "", ""},
+		{"half a body", halfBody, "", ""},
+		{"kept", getHealthz, "", ""},
+		{"handshake that never ends", "\x16\x03", cert, key},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			env := credentials("MAX_CONNS", "2")
-			maps.Copy(env, test.env)
-			p := startProgram(t, env)
-			for range 3 { // places are given back, and each once
-				first, second := sendRaw(t, p, test.sent), sendRaw(t, p, test.sent)
-				answered := make(chan error, 1)
-				go func() { answered <- healthz(p) }()
-				select {
-				case err := <-answered:
-					t.Fatalf("got an answer, error %v, with all places taken, want none yet", err)
-				case <-time.After(50 * time.Millisecond):
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				b := startInBubble(t, ctx, config{timeout: time.Minute, maxConns: 2, tlsCert: test.cert, tlsKey: test.key})
+				dial := func() net.Conn {
+					conn := b.dial(t, test.sent)
+					go io.Copy(io.Discard, conn)
+					return conn
 				}
-				first.Close()
-				if err := <-answered; err != nil {
-					t.Errorf("got %v after one was closed, want an answer", err)
+				first, second := dial(), dial()
+				for range 3 { // places are given back, and each once
+					var third net.Conn
+					go func() { third = dial() }()
+					synctest.Wait()
+					if third != nil {
+						t.Error("got a connection accepted with all places taken, want it to wait")
+					}
+					first.Close()
+					synctest.Wait()
+					if third == nil {
+						t.Fatal("got no connection accepted after one was closed, want the one that waits")
+					}
+					first, second = second, third
 				}
-				second.Close()
-			}
-			if test.name == "kept" { // it ends while it waits for a place
-				readAnswer(t, sendRaw(t, p, test.sent))
-				readAnswer(t, sendRaw(t, p, test.sent))
-				if code := p.stop(); code != 0 {
-					t.Errorf("got exit code %d of a full service, want 0", code)
+				start := time.Now()
+				cancel() // while it waits for a place
+				if err, took := <-b.served, time.Since(start); err != nil || took > keepAlive/2 {
+					t.Errorf("got error %v after %v, want none, and soon", err, took)
 				}
-			}
+			})
 		})
 	}
-}
-
-// healthz asks p whether it is up, over a connection of its own.
-func healthz(p *program) error {
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
-	resp, err := (&http.Client{Transport: transport}).Get(p.url + "/healthz")
-	if err == nil {
-		resp.Body.Close()
-	}
-	return err
 }
 
 func TestHTTPS(t *testing.T) {
@@ -432,9 +402,7 @@ func TestHTTPS(t *testing.T) {
 	cert, key := newCertificate(t)
 	p := startProgram(t, map[string]string{"TLS_CERT": cert, "TLS_KEY": key}, "-sandbox")
 	roots := x509.NewCertPool()
-	if pem, err := os.ReadFile(cert); err != nil || !roots.AppendCertsFromPEM(pem) {
-		t.Fatalf("cannot read the certificate: %v", err)
-	}
+	roots.AppendCertsFromPEM(must(os.ReadFile(cert)))
 	for version, ok := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
 		transport := &http.Transport{DisableKeepAlives: true,
 			TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: version, MaxVersion: version}}
@@ -461,15 +429,12 @@ func TestSilentConnectionToHTTPS(t *testing.T) {
 	sendRaw(t, p, "").Close()
 	reset(sendRaw(t, p, ""))
 	sendRaw(t, p, "").CloseWrite()
-	if err := healthz(p); err != nil {
-		t.Error(err)
-	}
+	runToEnd(t, 0, map[string]string{"ADDR": p.addr, "TLS_CERT": cert}, "-healthy") // in its turn, and so after those
 	p.stop()
 	if got := p.log.warnings(); len(got) > 0 {
 		t.Errorf("got warnings %q, want none", got)
 	}
-	for _, end := range []string{"EOF", "read tcp 127.0.0.1:1->127.0.0.1:2: i/o timeout", "wsarecv: An existing connection was " +
-		"forcibly closed by the remote host."} {
+	for _, end := range []string{"read tcp: i/o timeout", "wsarecv: An existing connection was forcibly closed by the remote host."} {
 		log := &output{}
 		serverLog{slog.New(slog.NewJSONHandler(log, nil))}.Write([]byte("http: TLS handshake error from 127.0.0.1:1: " + end + "\n"))
 		if log.String() != "" {

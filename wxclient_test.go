@@ -2,8 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -16,11 +14,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,10 +41,11 @@ var (
 	whole   = httpReply(`{"session_key":"` + leakKey + `",` + openID + `}`)
 )
 
+// checkNoLeak wants none of them in text. The openid may be in an answer.
 func checkNoLeak(t testing.TB, where, text string) {
 	t.Helper()
-	for _, core := range []string{"topsecret", "onetimecode", "keyofsession"} {
-		if strings.Contains(strings.ToLower(text), core) {
+	for _, core := range []string{"topsecret", "onetimecode", "keyofsession", "opersonaldata"} {
+		if strings.Contains(strings.ToLower(text), core) && (core != "opersonaldata" || where != "answer") {
 			t.Errorf("%s: got %q in it, want it nowhere:\n%s", where, core, text)
 		}
 	}
@@ -59,82 +56,63 @@ type service struct {
 	*handler
 	*client
 	log *output
+	t   testing.TB
 }
 
 func newService(t testing.TB, timeout time.Duration, baseURLs ...string) *service {
 	t.Helper()
 	c := config{appID: testAppID, appSecret: leakSecret, timeout: timeout, maxInflight: 1024}
 	for _, base := range baseURLs {
-		u, err := url.Parse(base)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.baseURLs = append(c.baseURLs, u)
+		c.baseURLs = append(c.baseURLs, must(url.Parse(base)))
 	}
 	log := &output{}
 	logger := slog.New(slog.NewJSONHandler(log, nil))
 	wx := newClient(c, newTransport(c), logger)
 	t.Cleanup(wx.transport.CloseIdleConnections)
-	return &service{handler: &handler{wechat: wx, appID: c.appID, log: logger}, client: wx, log: log}
+	return &service{handler: &handler{wechat: wx, appID: c.appID, log: logger}, client: wx, log: log, t: t}
 }
 
 // post sends code and returns the answer.
-func (s *service) post(code string) *httptest.ResponseRecorder {
-	body, _ := json.Marshal(map[string]string{"code": code})
-	answer := httptest.NewRecorder()
-	s.ServeHTTP(answer, httptest.NewRequest("POST", "/openid", bytes.NewReader(body)))
-	return answer
+func (s *service) post(code string) result {
+	s.t.Helper()
+	return answer(s.t, s, string(must(json.Marshal(map[string]string{"code": code}))))
 }
 
-// brief is an answer in short: 200 and its body, or status, error and errcode.
-func brief(answer *httptest.ResponseRecorder) string {
-	body := strings.TrimSpace(answer.Body.String())
-	if answer.Code == http.StatusOK {
-		return "200 " + body
+// brief is the answer in short: 200 and its body, or status, error and errcode.
+func (got result) brief() string {
+	if got.status == http.StatusOK {
+		return "200 " + strings.TrimSpace(got.body)
 	}
-	var failure errorBody
-	if err := json.Unmarshal([]byte(body), &failure); err != nil {
-		return fmt.Sprint(answer.Code, " ", err)
-	}
-	return strings.TrimSuffix(fmt.Sprint(answer.Code, " ", failure.Error, " ", failure.ErrCode), " 0")
+	return strings.TrimSuffix(fmt.Sprint(got.status, " ", got.Error, " ", got.ErrCode), " 0")
 }
 
-// A rawWeChat hands every connection to serve, until the test ends, and closes it when the client has.
+// A rawWeChat hands every connection to serve, and closes it when the client has.
 type rawWeChat struct {
 	net.Listener
 	addr  string
 	asked atomic.Int64 // requests that arrived
 }
 
-func startRaw(t testing.TB, config *tls.Config, serve func(*rawWeChat, net.Conn)) *rawWeChat {
+func startRaw(t testing.TB, serve func(*rawWeChat, net.Conn)) *rawWeChat {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := must(net.Listen("tcp", "127.0.0.1:0"))
 	w := &rawWeChat{Listener: listener, addr: listener.Addr().String()}
-	if config != nil {
-		w.Listener = tls.NewListener(listener, config)
-	}
-	ctx := t.Context()
-	var running sync.WaitGroup
-	running.Go(func() {
+	t.Cleanup(func() { w.Close() })
+	go func() {
 		for {
 			conn, err := w.Accept()
 			if err != nil {
 				return
 			}
-			running.Go(func() {
+			go func() {
 				defer conn.Close()
-				defer context.AfterFunc(ctx, func() { conn.Close() })()
 				serve(w, conn)
-				if half, ok := conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+				if conn.(*net.TCPConn).CloseWrite() == nil {
 					untilClosed(conn)
 				}
-			})
+			}()
 		}
-	})
-	t.Cleanup(func() { w.Close(); running.Wait() })
+	}()
 	return w
 }
 
@@ -153,9 +131,6 @@ func (w *rawWeChat) read(conn net.Conn) *http.Request {
 func untilClosed(conn net.Conn) { io.Copy(io.Discard, conn) }
 
 func reset(conn net.Conn) {
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn()
-	}
 	conn.(*net.TCPConn).SetLinger(0)
 	conn.Close()
 }
@@ -171,10 +146,9 @@ func httpReply(body string) string {
 }
 
 // repeats says first once and then again over and over, until the client has closed.
-func repeats(first, again string, pause time.Duration) func(net.Conn) {
+func repeats(first, again string) func(net.Conn) {
 	return func(conn net.Conn) {
 		for _, err := io.WriteString(conn, first); err == nil; _, err = io.WriteString(conn, again) {
-			time.Sleep(pause)
 		}
 	}
 }
@@ -188,137 +162,94 @@ type failing struct {
 	gone   bool           // nothing listens
 	greet  func(net.Conn) // in the place of reading a request
 	answer func(net.Conn) // to the request on each connection
-	next   bool           // there is no connection: the next base URL is to be tried
 	want   string
 	cause  string // words in the log
 }
 
 func (f *failing) serve(w *rawWeChat, conn net.Conn) {
-	if f.greet != nil {
-		f.greet(conn)
-	} else if w.read(conn) != nil {
+	raw := conn
+	if f.tls != nil {
+		conn = tls.Server(conn, f.tls)
+	}
+	switch {
+	case f.greet != nil:
+		f.greet(raw)
+	case w.read(conn) != nil:
 		f.answer(conn)
 	}
 }
 
-// start starts the failing WeChat, and a service in front of it and of others.
-func (f *failing) start(t *testing.T, roots *x509.CertPool, others ...string) (*rawWeChat, *service) {
-	t.Helper()
-	timeout := 10 * time.Second
-	if strings.HasPrefix(f.want, "504") {
-		timeout = 50 * time.Millisecond
-	}
-	w := startRaw(t, f.tls, f.serve)
-	if f.gone {
-		w.Close()
-	}
-	base := "http://" + w.addr
-	if f.https || f.tls != nil {
-		base = "https://" + w.addr
-	}
-	if f.proxy {
-		base = "https://wechat.invalid"
-	}
-	s := newService(t, timeout, append([]string{base}, others...)...)
-	s.transport.TLSClientConfig = &tls.Config{RootCAs: roots}
-	s.transport.Proxy = func(r *http.Request) (*url.URL, error) {
-		if f.proxy && r.URL.Host == "wechat.invalid" {
-			return &url.URL{Scheme: "http", Host: w.addr, User: url.UserPassword("proxy", "TopSecret")}, nil
-		}
-		return nil, nil
-	}
-	return w, s
-}
+const (
+	next     = `200 {"openid":"second"}` // there is no connection, so the next base URL is asked
+	useless  = "502 wechat_error"
+	broken   = "502 wechat_unreachable"
+	timedOut = "504 wechat_timeout"
+)
 
 func failings(t testing.TB, ca *authority) []failing {
-	server := func(a *authority, life time.Duration, ips ...net.IP) *tls.Config {
-		cert := a.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "wechat"}, NotAfter: time.Now().Add(life), IPAddresses: ips})
+	server := func(a *authority, from, to time.Duration) *tls.Config {
+		now := time.Now()
+		cert := a.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "wechat"}, NotBefore: now.Add(from), NotAfter: now.Add(to)})
 		return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: a.key}}}
 	}
-	good := server(ca, time.Hour)
-	notYet := ca.sign(t, &x509.Certificate{NotBefore: time.Now().Add(time.Hour), NotAfter: time.Now().Add(2 * time.Hour)})
+	good := server(ca, -time.Hour, time.Hour)
 	asksBack := good.Clone()
 	asksBack.ClientAuth = tls.RequireAnyClientCert
-	elsewhere := startRaw(t, nil, func(w *rawWeChat, conn net.Conn) { w.read(conn) })
+	elsewhere := startRaw(t, func(w *rawWeChat, conn net.Conn) { w.read(conn) })
 	t.Cleanup(func() {
 		if n := elsewhere.asked.Load(); n != 0 {
 			t.Errorf("redirects: got %d requests where they lead to, want none", n)
 		}
 	})
 	padded := func(size int) func(net.Conn) { return replies(fmt.Sprintf("%-*s", size, `{`+openID+`}`)) }
-	var zipped bytes.Buffer
-	zip := gzip.NewWriter(&zipped)
-	io.WriteString(zip, `{`+openID+`}`)
-	zip.Close()
-	const (
-		useless  = "502 wechat_error"
-		broken   = "502 wechat_unreachable"
-		timedOut = "504 wechat_timeout"
-		end      = "\r\n\r\n"
-	)
+	const ok, end = "HTTP/1.1 200 OK\r\n", "\r\n\r\n"
 	return []failing{
-		{name: "refused", gone: true, next: true, want: broken, cause: "127.0.0.1 refused firewall"},
-		{name: "proxy that is gone", proxy: true, gone: true, next: true, want: broken, cause: "proxy 127.0.0.1 refused HTTPS_PROXY"},
-		{name: "proxy that refuses CONNECT", proxy: true, answer: says("HTTP/1.1 403 Forbidden" + end), next: true, want: broken,
+		{name: "refused", gone: true, want: next, cause: "127.0.0.1 refused firewall"},
+		{name: "proxy that is gone", proxy: true, gone: true, want: next, cause: "proxy 127.0.0.1 refused HTTPS_PROXY"},
+		{name: "proxy that refuses CONNECT", proxy: true, answer: says("HTTP/1.1 403 Forbidden" + end), want: next,
 			cause: "proxy 127.0.0.1 Forbidden HTTPS_PROXY"},
-		{name: "proxy that hangs up", proxy: true, answer: func(net.Conn) {}, next: true, want: broken, cause: "proxy 127.0.0.1 EOF"},
+		{name: "proxy that hangs up", proxy: true, answer: says(""), want: next, cause: "proxy 127.0.0.1 EOF"},
 
 		{name: "TLS", tls: good, answer: says(whole), want: success},
 		{name: "handshake that never ends", https: true, greet: untilClosed, want: timedOut, cause: "WX_TIMEOUT"},
-		{name: "handshake that does not end in 2 s", https: true, greet: untilClosed, next: true, want: broken, cause: "handshake timeout"},
-		{name: "handshake that is broken off", https: true, greet: func(net.Conn) {}, next: true, want: broken, cause: "EOF"},
-		{name: "handshake that is reset", https: true, greet: reset, next: true, want: broken, cause: "reset"},
-		{name: "expired certificate", tls: server(ca, -time.Second), greet: untilClosed, next: true, want: broken, cause: "expired clock"},
-		{name: "certificate of tomorrow", tls: &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{notYet.Raw},
-			PrivateKey: ca.key}}}, greet: untilClosed, next: true, want: broken, cause: "not yet valid clock"},
-		{name: "certificate of another authority", tls: server(newAuthority(t), time.Hour), greet: untilClosed, next: true, want: broken,
+		{name: "handshake that does not end in 2 s", https: true, greet: untilClosed, want: next, cause: "handshake timeout"},
+		{name: "handshake that is broken off", https: true, greet: says(""), want: next, cause: "EOF"},
+		{name: "expired certificate", tls: server(ca, -time.Hour, -time.Second), want: next, cause: "expired clock"},
+		{name: "certificate of tomorrow", tls: server(ca, time.Hour, 2*time.Hour), want: next, cause: "not yet valid clock"},
+		{name: "certificate of another authority", tls: server(newAuthority(t), -time.Hour, time.Hour), want: next,
 			cause: "unknown authority CA certificates"},
 		{name: "client certificate wanted", tls: asksBack, answer: says(whole), want: broken},
-		{name: "HTTP instead of TLS", https: true, greet: says("HTTP/1.1 400 Bad" + end), next: true, want: broken, cause: "HTTP"},
-		{name: "SSH instead of TLS", https: true, greet: says("SSH-2.0-x\r\n"), next: true, want: broken},
+		{name: "HTTP instead of TLS", https: true, greet: says("HTTP/1.1 400 Bad" + end), want: next, cause: "HTTP"},
 
 		{name: "reset before the request is read", greet: func(conn net.Conn) { conn.Read(make([]byte, 1)); reset(conn) }, want: broken},
-		{name: "closed at once", greet: func(net.Conn) {}, want: broken, cause: "broke"},
+		{name: "closed at once", greet: says(""), want: broken, cause: "broke"},
 		{name: "reset after the request", answer: reset, want: broken, cause: "broke"},
-		{name: "closed after the request, over TLS", tls: good, answer: func(net.Conn) {}, want: broken},
 		{name: "no reply", answer: untilClosed, want: timedOut, cause: "WX_TIMEOUT"},
-		{name: "half a header", answer: says("HTTP/1.1 200 OK\r\nX: " + leaks), want: broken},
+		{name: "half a header", answer: says(ok + "X: " + leaks), want: broken},
 		{name: "half a body", answer: says(whole[:len(whole)-1]), want: broken},
-		{name: "half a chunk", answer: says("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{" + leaks), want: broken},
-		{name: "header that trickles", answer: repeats("HTTP/1.1 200 OK\r\nX: ", "x", time.Millisecond), want: timedOut},
-		{name: "body that trickles", answer: repeats("HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n{"+leaks, " ", time.Millisecond), want: timedOut},
-		{name: "header without end", answer: repeats("HTTP/1.1 200 OK\r\n", "X: "+leaks+"\r\n", 0), want: broken},
-		{name: "header over 64 KiB", answer: says("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 65<<10) + whole[len("HTTP/1.1 200 OK"):]), want: broken},
-		{name: "header line without end", answer: repeats("HTTP/1.1 200 OK\r\nX: ", leaks, 0), want: broken},
-		{name: "interim replies without end", answer: repeats("", "HTTP/1.1 103 "+leaks+end, 0), want: broken},
-		{name: "body without end", answer: repeats("HTTP/1.1 200 OK\r\n\r\n", leaks, 0), want: useless, cause: "64 KiB"},
+		{name: "body that does not end", answer: func(conn net.Conn) { io.WriteString(conn, whole[:len(whole)-1]); untilClosed(conn) },
+			want: timedOut},
+		{name: "header without end", answer: repeats(ok, "X: "+leaks+"\r\n"), want: broken},
+		{name: "header over 64 KiB", answer: says(ok + "X: " + strings.Repeat("x", 65<<10) + whole[len(ok)-2:]), want: broken},
+		{name: "body without end", answer: repeats(ok+"\r\n", leaks), want: useless, cause: "64 KiB"},
 		{name: "64 KiB", answer: padded(64 << 10), want: success},
 		{name: "64 KiB and a byte", answer: padded(64<<10 + 1), want: useless, cause: "64 KiB"},
 
 		{name: "SSH instead of HTTP", answer: says("SSH-2.0-" + leaks + "\r\n"), want: broken},
 		{name: "bad status", answer: says("HTTP/1.1 " + leaks + end), want: broken},
-		{name: "bad version", answer: says("HTTP/" + leaks + " 200 OK" + end), want: broken},
-		{name: "bad header line", answer: says("HTTP/1.1 200 OK\r\n" + leaks + end), want: broken},
-		{name: "bad length", answer: says("HTTP/1.1 200 OK\r\nContent-Length: " + leaks + end), want: broken},
-		{name: "bad transfer encoding", answer: says("HTTP/1.1 200 OK\r\nTransfer-Encoding: " + leaks + end), want: broken},
-		{name: "bad chunk size", answer: says("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + leaks + "\r\n"), want: broken},
-		{name: "HTTP 1.0", answer: says("HTTP/1.0 200 OK\r\n\r\n{" + openID + "}"), want: success},
-		{name: "interim replies first", answer: says("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: " + leaks + end + whole), want: success},
-		{name: "cookies", answer: says("HTTP/1.1 200 " + leaks + "\r\nSet-Cookie: a=" + leaks + "\r\n" + whole[len("HTTP/1.1 200 OK\r\n"):]), want: success},
+		{name: "bad header line", answer: says(ok + leaks + end), want: broken},
+		{name: "bad chunk", answer: says(ok + "Transfer-Encoding: chunked" + end + leaks + "\r\n"), want: broken},
 
 		{name: "101", answer: says("HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: " + leaks + end + leaks), want: useless},
 		{name: "201 with an openid", answer: says(strings.Replace(whole, "200 OK", "201 Created", 1)), want: useless, cause: "201"},
-		{name: "204", answer: says("HTTP/1.1 204 " + leaks + end), want: useless},
-		{name: "301 to itself", answer: says("HTTP/1.1 301 Moved\r\nLocation: ?" + leaks + "\r\nContent-Length: 0" + end), want: useless},
 		{name: "307 elsewhere", answer: says(strings.Replace(whole, "200 OK", "307 Found\r\nLocation: http://"+elsewhere.addr, 1)), want: useless},
 		{name: "302 to nowhere", answer: says("HTTP/1.1 302 Found\r\nLocation: http://[" + leaks + "\r\nContent-Length: 0" + end), want: useless},
 		{name: "400 with an errcode", answer: says(strings.Replace(httpReply(`{"errcode":40029}`), "200 OK", "400 Bad", 1)), want: useless},
-		{name: "502 and HTML", answer: says("HTTP/1.1 502 " + leaks + "\r\nContent-Type: text/html\r\n\r\n<html>" + leaks), want: useless},
-		{name: "HTML", answer: replies("<html>" + leaks + "</html>"), want: useless, cause: "JSON"},
-		{name: "gzip", answer: says(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s", zipped.Len(), &zipped)), want: useless},
+		{name: "502 and HTML", answer: says("HTTP/1.1 502 " + leaks + "\r\nContent-Type: text/html" + end + "<html>" + leaks), want: useless},
 	}
 }
 
+// TestWeChatFails has two base URLs. The second is well.
 func TestWeChatFails(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t)
@@ -327,40 +258,45 @@ func TestWeChatFails(t *testing.T) {
 	for _, f := range failings(t, ca) {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
-			w, s := f.start(t, roots)
-			answer := s.post(leakCode)
-			if got := brief(answer); got != f.want {
+			first, second := startRaw(t, f.serve), startRaw(t, (&failing{answer: replies(`{"openid":"second"}`)}).serve)
+			base, timeout := "http://"+first.addr, 10*time.Second
+			switch {
+			case f.proxy:
+				base = "https://wechat.invalid"
+			case f.https || f.tls != nil:
+				base = "https://" + first.addr
+			}
+			if f.gone {
+				first.Close()
+			}
+			if f.want == timedOut {
+				timeout = 50 * time.Millisecond
+			}
+			s := newService(t, timeout, base, "http://"+second.addr)
+			s.transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+			s.transport.Proxy = func(r *http.Request) (*url.URL, error) {
+				if r.URL.Host != "wechat.invalid" {
+					return nil, nil
+				}
+				return &url.URL{Scheme: "http", Host: first.addr, User: url.UserPassword("proxy", "TopSecret")}, nil
+			}
+			got := s.post(leakCode)
+			if got := got.brief(); got != f.want {
 				t.Errorf("got %s, want %s; the log is:\n%s", got, f.want, s.log)
 			}
-			if got := w.asked.Load(); got > 1 {
-				t.Errorf("got %d requests sent, want one at most", got)
+			if one, two := first.asked.Load(), second.asked.Load(); one > 1 || two > 0 && f.want != next {
+				t.Errorf("got %d requests to the first base URL and %d to the second, want one in all", one, two)
 			}
 			if f.cause != "" {
 				checkWords(t, "the log", s.log.String(), f.cause)
 			}
-			if f.proxy && strings.Contains(s.log.next(t, "request")["cause"].(string), "wechat.invalid") {
+			if f.proxy && strings.Contains(s.log.next(t, "WeChat is out of reach")["cause"].(string), "wechat.invalid") {
 				t.Errorf("got log\n%s\nwant the proxy to be the culprit, not WeChat", s.log)
 			}
 			_, err := s.client.openID(t.Context(), leakCode)
-			checkNoLeak(t, "answer", fmt.Sprint(answer.Header(), answer.Body))
+			checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
 			checkNoLeak(t, "log", s.log.String())
 			checkNoLeak(t, "error", fmt.Sprintf("%v %+v %#v", err, err, err))
-			if strings.Contains(s.log.String(), leakOpenID) {
-				t.Errorf("got the openid in the log, want it in the answer alone:\n%s", s.log)
-			}
-		})
-		t.Run(f.name+", first of two", func(t *testing.T) {
-			t.Parallel()
-			second := startRaw(t, nil, (&failing{answer: says(whole)}).serve)
-			_, s := f.start(t, roots, "http://"+second.addr)
-			want, asked := f.want, int64(0)
-			if f.next {
-				want, asked = success, 1
-			}
-			if got := brief(s.post(leakCode)); got != want || second.asked.Load() != asked {
-				t.Errorf("got %s and %d requests to the second base URL, want %s and %d; the log is:\n%s",
-					got, second.asked.Load(), want, asked, s.log)
-			}
 		})
 	}
 }
@@ -368,53 +304,38 @@ func TestWeChatFails(t *testing.T) {
 // TestReply has WeChat's JSON in every form.
 func TestReply(t *testing.T) {
 	t.Parallel()
-	const useless = "502 wechat_error"
 	tests := []struct{ name, reply, want string }{
-		{"nothing", ``, useless},
 		{"empty object", `{}`, useless},
-		{"null", `null`, useless},
-		{"array", `[{` + openID + `}]`, useless},
-		{"string", `"` + leakOpenID + `"`, useless},
-		{"half an object", `{` + openID, useless},
 		{"something after the object", `{` + openID + `} ` + leakKey, useless},
-		{"two objects", `{"errcode":40029}{` + openID + `}`, useless},
 		{"white space around", "\r\n\t {" + openID + "} \n", success},
 
 		{"errcode", `{"errcode":40029,"errmsg":"` + url.QueryEscape(leaks) + `, rid: ` + leakKey + `"}`, "400 invalid_code 40029"},
 		{"errcode in a string", `{"errcode":"40163"}`, "400 code_used 40163"},
 		{"errcode as a whole float", `{"errcode":4.5011e4}`, "429 rate_limited 45011"},
 		{"errcode as a broken float", `{"errcode":40029.5,` + openID + `}`, useless},
-		{"errcode below zero", `{"errcode":-1}`, "503 wechat_busy -1"},
-		{"errcode unheard of", `{"errcode":99999}`, useless + " 99999"},
 		{"errcode beyond all bounds", `{"errcode":1e999,` + openID + `}`, useless},
 		{"errcode 0", `{"errcode":0,"errmsg":"ok",` + openID + `}`, success},
-		{"errcode 0 in a string", `{"errcode":"0",` + openID + `}`, success},
 		{"errcode null", `{"errcode":null,"errmsg":null,"unionid":null,` + openID + `}`, success},
-		{"errcode 0 without an openid", `{"errcode":0,"session_key":"` + leakKey + `"}`, useless},
 		{"errcode true", `{"errcode":true,` + openID + `}`, useless},
-		{"errcode an object", `{"errcode":{},` + openID + `}`, useless},
-		{"errcode a word", `{"errcode":"abc",` + openID + `}`, useless},
 		{"errcode empty", `{"errcode":"",` + openID + `}`, useless},
 		{"errcode and an openid", `{` + openID + `,"errcode":40226}`, "403 user_blocked 40226"},
 		{"errcode and a bad openid", `{"openid":1,"errcode":40029}`, "400 invalid_code 40029"},
-		{"errcode and a bad errmsg", `{"errmsg":1,"errcode":40029}`, "400 invalid_code 40029"},
 		{"errcode further in", `{"data":{"errcode":40029},` + openID + `}`, success},
-		{"openid a number", `{"openid":1}`, useless},
 		{"openid empty", `{"openid":""}`, useless},
-		{"openid null", `{"openid":null}`, useless},
-		{"openid further in", `{"data":{` + openID + `}}`, useless},
 		{"session_key of another kind", `{"session_key":{"a":["` + leakKey + `"]},` + openID + `}`, success},
+		{"empty unionid", `{"unionid":"",` + openID + `}`, success},
 		{"unionid", `{"unionid":"u",` + openID + `}`, strings.TrimSuffix(success, "}") + `,"unionid":"u"}`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			s := newService(t, 10*time.Second, newWeChat(t, say(test.reply)))
-			answer := s.post(leakCode)
-			if got := brief(answer); got != test.want {
+			got := s.post(leakCode)
+			if got := got.brief(); got != test.want {
 				t.Errorf("got %s, want %s; the log is:\n%s", got, test.want, s.log)
 			}
-			checkNoLeak(t, "answer and log", answer.Body.String()+s.log.String())
+			checkNoLeak(t, "answer", got.body)
+			checkNoLeak(t, "log", s.log.String())
 		})
 	}
 }
@@ -429,9 +350,7 @@ func TestErrMsg(t *testing.T) {
 	}{
 		{"rid", "x", "invalid code, rid: " + testRid, testRid, ""},
 		{"rid without a comma", "x", "invalid code rid: " + testRid + " (203.0.113.7)", testRid, ""},
-		{"older hints", "x", "invalid code, hints: [ req_id: " + testRid + " ]", "", ""},
 		{"rid too long", "x", "rid: " + testRid + "0", "", ""},
-		{"rid too short", "x", "rid: " + testRid[1:], "", ""},
 		{"rid in capitals", "x", "rid: " + strings.ToUpper(testRid), "", ""},
 		{"echo of the code", testRid, "rid: " + testRid, "", ""},
 		{"echo of the AppSecret", "x", "rid: " + secret, "", ""},
@@ -444,13 +363,11 @@ func TestErrMsg(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			errcode := 40164
-			if test.address == "" && !strings.Contains(test.errmsg, "whitelist") {
-				errcode = 40029
+			errcode := 40029
+			if strings.Contains(test.errmsg, "whitelist") {
+				errcode = 40164
 			}
-			s := newService(t, 10*time.Second, newWeChat(t, func(w http.ResponseWriter, _ *http.Request) {
-				json.NewEncoder(w).Encode(map[string]any{"errcode": errcode, "errmsg": test.errmsg})
-			}))
+			s := newService(t, 10*time.Second, newWeChat(t, say(fmt.Sprintf(`{"errcode":%d,"errmsg":%q}`, errcode, test.errmsg))))
 			s.query = "secret=" + secret + "&js_code="
 			_, err := s.client.openID(t.Context(), test.code)
 			f, _ := errors.AsType[*failure](err)
@@ -473,28 +390,28 @@ func TestErrMsg(t *testing.T) {
 func TestNothingLeaksFromTheProgram(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t)
-	proxy := startRaw(t, nil, (&failing{answer: says("HTTP/1.1 403 Forbidden\r\n\r\n")}).serve)
+	proxy := startRaw(t, (&failing{answer: says("HTTP/1.1 403 Forbidden\r\n\r\n")}).serve)
 	bases := []string{"https://one.invalid", "https://two.invalid"} // by the proxy, unlike loopback addresses
 	answers := make(map[string]func(net.Conn))
 	for _, f := range failings(t, ca) {
-		if f.answer != nil && f.tls == nil && !f.proxy && !strings.HasPrefix(f.want, "504") {
+		if f.answer != nil && f.tls == nil && !f.proxy && f.want != timedOut {
 			answers[leakCode+f.name] = f.answer
 		}
 	}
 	answers[leakCode+"out of turn"] = says(whole + leaks)
 	answers[leakCode+"out of turn, and HTTP"] = says(whole + whole)
-	wechat := startRaw(t, nil, func(w *rawWeChat, conn net.Conn) {
+	wechat := startRaw(t, func(w *rawWeChat, conn net.Conn) {
 		if r := w.read(conn); r != nil {
 			answers[r.FormValue("js_code")](conn)
 		}
 	})
 	roots := filepath.Join(t.TempDir(), "roots.pem")
 	writeFile(t, roots, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw})))
-	p := startProcess(t, map[string]string{"WX_APPID": testAppID, "WX_APPSECRET": leakSecret, "SSL_CERT_FILE": roots,
-		"WX_BASE_URL": strings.Join(append(bases, "http://"+wechat.addr), ","), "HTTPS_PROXY": "http://u:" + leakKey[:12] + "@" + proxy.addr}, "")
+	p := startProcess(t, credentials("WX_APPSECRET", leakSecret, "SSL_CERT_FILE", roots,
+		"WX_BASE_URL", strings.Join(append(bases, "http://"+wechat.addr), ","), "HTTPS_PROXY", "http://u:"+leakKey[:12]+"@"+proxy.addr), "")
 	for code := range answers {
-		body, _ := json.Marshal(map[string]string{"code": code})
-		got := post(t, p.url+"/openid", string(body), "Referer", "https://servicewechat.com/wx1/1/page-frame.html?"+url.QueryEscape(code))
+		referer := "https://servicewechat.com/wx1/1/page-frame.html?" + url.QueryEscape(code)
+		got := post(t, p.url+"/openid", fmt.Sprintf(`{"code":%q}`, code), "Referer", referer)
 		checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
 	}
 	if code := p.stop(); code != 0 {
@@ -505,76 +422,43 @@ func TestNothingLeaksFromTheProgram(t *testing.T) {
 	if got := strings.Count(log, `"msg":"request"`); got != len(answers) {
 		t.Errorf("got %d requests in the log, want %d", got, len(answers))
 	}
-	if strings.Count(log, "out of reach") != len(bases) || !strings.Contains(log, proxy.addr) {
-		t.Errorf("got log\n%s\nwant each base URL out of reach once, because of the proxy", log)
+	if strings.Count(log, "out of reach") != len(bases) || !strings.Contains(log, proxy.addr) || strings.Contains(log, "; no connection") {
+		t.Errorf("got log\n%s\nwant each base URL out of reach once, because of the one proxy", log)
 	}
 }
 
-// TestCodeIsNeverSentTwice has kept connections die when they are used again. net/http alone then
-// repeats the GET, which shows that the test can fail.
+// TestCodeIsNeverSentTwice has a kept connection die when it is used again. net/http alone would
+// repeat the GET on another.
 func TestCodeIsNeverSentTwice(t *testing.T) {
 	t.Parallel()
-	const kept = 4
 	deaths := map[string]func(net.Conn, *bufio.Reader){
 		"closed":        func(_ net.Conn, in *bufio.Reader) { http.ReadRequest(in) },
 		"reset":         func(conn net.Conn, in *bufio.Reader) { http.ReadRequest(in); reset(conn) },
 		"reset halfway": func(conn net.Conn, _ *bufio.Reader) { reset(conn) },
 	}
 	for name, die := range deaths {
-		for _, netHTTPAlone := range []bool{false, true} {
-			t.Run(fmt.Sprint(name, ", net/http alone: ", netHTTPAlone), func(t *testing.T) {
-				t.Parallel()
-				var together sync.WaitGroup // so that each exchange has a connection of its own
-				var dying atomic.Bool
-				w := startRaw(t, nil, func(w *rawWeChat, conn net.Conn) {
-					for in := bufio.NewReader(conn); ; {
-						if _, err := in.Peek(1); err != nil {
-							return
-						}
-						w.asked.Add(1)
-						if dying.Load() {
-							die(conn, in)
-							return
-						}
-						http.ReadRequest(in)
-						together.Done()
-						together.Wait()
-						io.WriteString(conn, whole)
-					}
-				})
-				s := newService(t, 10*time.Second, "http://"+w.addr)
-				ask := func() string { return brief(s.post(leakCode)) }
-				if netHTTPAlone {
-					ask = func() string {
-						resp, err := (&http.Client{Transport: s.transport}).Get("http://" + w.addr)
-						if err != nil {
-							return "502 wechat_unreachable"
-						}
-						io.Copy(io.Discard, resp.Body)
-						resp.Body.Close()
-						return success
-					}
-				}
-				together.Add(kept)
-				var warm sync.WaitGroup
-				for range kept {
-					warm.Go(func() {
-						if got := ask(); got != success {
-							t.Errorf("got %s with all well, want %s", got, success)
-						}
-					})
-				}
-				warm.Wait()
-				dying.Store(true)
-				w.asked.Store(0)
-				if got := ask(); got != "502 wechat_unreachable" {
-					t.Errorf("got %s from a connection that dies, want 502 wechat_unreachable", got)
-				}
-				if requests := w.asked.Load(); (requests > 1) != netHTTPAlone {
-					t.Errorf("got %d requests, want more than one: %t", requests, netHTTPAlone)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var conns atomic.Int64
+			w := startRaw(t, func(w *rawWeChat, conn net.Conn) {
+				conns.Add(1)
+				in := bufio.NewReader(conn)
+				http.ReadRequest(in)
+				io.WriteString(conn, whole)
+				if _, err := in.Peek(1); err == nil {
+					die(conn, in)
 				}
 			})
-		}
+			s := newService(t, 10*time.Second, "http://"+w.addr)
+			for _, want := range []string{success, broken} {
+				if got := s.post(leakCode).brief(); got != want {
+					t.Errorf("got %s, want %s", got, want)
+				}
+			}
+			if got := conns.Load(); got != 1 {
+				t.Errorf("got %d connections, want 1", got)
+			}
+		})
 	}
 }
 
@@ -585,9 +469,38 @@ type fallback struct {
 	one, two *fakeDial
 }
 
+// A fakeDial is one of the two.
 type fakeDial struct {
+	name    string
 	connect atomic.Value // func() error
 	dials   atomic.Int64
+}
+
+func (d *fakeDial) dial() (net.Conn, error) {
+	d.dials.Add(1)
+	if err := d.connect.Load().(func() error)(); err != nil {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: err}
+	}
+	return pipe(d.serve), nil
+}
+
+// serve never answers a code "wait", "think" after 3 s, and "l" after 30 s.
+func (d *fakeDial) serve(conn net.Conn) {
+	for in := bufio.NewReader(conn); ; {
+		r, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		switch r.FormValue("js_code") {
+		case "wait":
+			untilClosed(conn)
+		case "think":
+			time.Sleep(3 * time.Second)
+		case "l":
+			time.Sleep(30 * time.Second)
+		}
+		io.WriteString(conn, httpReply(`{"openid":"`+d.name+`"}`))
+	}
 }
 
 func up() error      { return nil }
@@ -595,45 +508,32 @@ func slow() error    { time.Sleep(time.Second); return nil }
 func refuses() error { return syscall.ECONNREFUSED }
 func silent() error  { time.Sleep(2 * time.Second); return context.DeadlineExceeded }
 
-// inBubble runs test with a WX_TIMEOUT. A code "wait" is never answered, "think" after 3 s, "l" after 30 s.
-func inBubble(t *testing.T, timeout time.Duration, one, two func() error, test func(*testing.T, *fallback)) {
+// pipe returns a connection in memory, whose other end serve has.
+func pipe(serve func(net.Conn)) net.Conn {
+	ours, theirs := net.Pipe()
+	go func() {
+		defer theirs.Close()
+		serve(theirs)
+	}()
+	return ours
+}
+
+func inBubble(t *testing.T, name string, timeout time.Duration, one, two func() error, test func(*testing.T, *fallback)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		f := &fallback{service: newService(t, timeout, "http://one", "http://two"), one: &fakeDial{}, two: &fakeDial{}}
-		f.one.connect.Store(one)
-		f.two.connect.Store(two)
-		f.transport.DialContext = func(_ context.Context, _, addr string) (net.Conn, error) {
-			name := strings.TrimSuffix(addr, ":80")
-			dial := map[string]*fakeDial{"one": f.one, "two": f.two}[name]
-			dial.dials.Add(1)
-			if err := dial.connect.Load().(func() error)(); err != nil {
-				return nil, &net.OpError{Op: "dial", Net: "tcp", Err: err}
+	t.Run(name, func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			f := &fallback{newService(t, timeout, "http://one", "http://two"), &fakeDial{name: "one"}, &fakeDial{name: "two"}}
+			f.one.connect.Store(one)
+			f.two.connect.Store(two)
+			f.transport.DialContext = func(_ context.Context, _, addr string) (net.Conn, error) {
+				return map[string]*fakeDial{"one:80": f.one, "two:80": f.two}[addr].dial()
 			}
-			ours, theirs := net.Pipe()
-			go func() {
-				defer theirs.Close()
-				for in := bufio.NewReader(theirs); ; {
-					r, err := http.ReadRequest(in)
-					if err != nil {
-						return
-					}
-					switch r.FormValue("js_code") {
-					case "wait":
-						untilClosed(theirs)
-					case "think":
-						time.Sleep(3 * time.Second)
-					case "l":
-						time.Sleep(30 * time.Second)
-					}
-					io.WriteString(theirs, httpReply(`{"openid":"`+name+`"}`))
-				}
-			}()
-			return ours, nil
-		}
-		test(t, f)
-		f.transport.CloseIdleConnections()
-		time.Sleep(time.Minute) // for dials to end
-		f.transport.CloseIdleConnections()
+			test(t, f)
+			f.transport.CloseIdleConnections()
+			time.Sleep(time.Minute) // for dials to end
+			f.transport.CloseIdleConnections()
+		})
 	})
 }
 
@@ -641,7 +541,7 @@ func inBubble(t *testing.T, timeout time.Duration, one, two func() error, test f
 func (f *fallback) check(t *testing.T, code, want string, took time.Duration, one, two int64) {
 	t.Helper()
 	start := time.Now()
-	got := strings.NewReplacer(`200 {"openid":"`, "", `"}`, "").Replace(brief(f.post(code)))
+	got := strings.NewReplacer(`200 {"openid":"`, "", `"}`, "").Replace(f.post(code).brief())
 	if passed := time.Since(start); got != want || passed != took {
 		t.Errorf("got %s after %v, want %s after %v; the log is:\n%s", got, passed, want, took, f.log)
 	}
@@ -653,148 +553,114 @@ func (f *fallback) check(t *testing.T, code, want string, took time.Duration, on
 func TestPassedOver(t *testing.T) {
 	t.Parallel()
 	for name, connect := range map[string]func() error{"silent": silent, "refuses": refuses} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			wait := map[string]time.Duration{"silent": 2 * time.Second}[name]
-			inBubble(t, 5*time.Second, connect, up, func(t *testing.T, f *fallback) {
-				f.check(t, "x", "two", wait, 1, 1)
-				f.check(t, "x", "two", 0, 0, 0)
-				time.Sleep(30*time.Second - time.Millisecond)
-				f.check(t, "x", "two", 0, 0, 0)
-				time.Sleep(time.Second)
-				var retry sync.WaitGroup
-				retry.Go(func() { f.post("x") })
-				time.Sleep(time.Second)
-				if wait > 0 {
-					f.check(t, "x", "two", 0, 1, 0) // while another exchange tries the first again
-				}
-				retry.Wait()
-				f.one.dials.Store(0)
-				f.check(t, "x", "two", 0, 0, 0)
-				time.Sleep(31 * time.Second)
-				f.one.connect.Store(up)
-				f.check(t, "x", "one", 0, 1, 0)
-				f.check(t, "x", "one", 0, 0, 0)
-				if got := strings.Count(f.log.String(), "out of reach"); got != 1 {
-					t.Errorf("got %d lines of that in the log, want 1:\n%s", got, f.log)
-				}
-			})
+		wait := map[string]time.Duration{"silent": 2 * time.Second}[name]
+		inBubble(t, name, 5*time.Second, connect, up, func(t *testing.T, f *fallback) {
+			f.check(t, "x", "two", wait, 1, 1)
+			f.check(t, "x", "two", 0, 0, 0)
+			time.Sleep(30*time.Second - time.Millisecond)
+			f.check(t, "x", "two", 0, 0, 0)
+			time.Sleep(time.Second)
+			var retry sync.WaitGroup
+			retry.Go(func() { f.post("x") })
+			time.Sleep(time.Second)
+			if wait > 0 {
+				f.check(t, "x", "two", 0, 1, 0) // while another exchange tries the first again
+			}
+			retry.Wait()
+			f.one.dials.Store(0)
+			f.check(t, "x", "two", 0, 0, 0)
+			time.Sleep(31 * time.Second)
+			f.one.connect.Store(up)
+			f.check(t, "x", "one", 0, 1, 0)
+			f.check(t, "x", "one", 0, 0, 0)
+			if got := strings.Count(f.log.String(), "out of reach"); got != 1 {
+				t.Errorf("got %d lines of that in the log, want 1:\n%s", got, f.log)
+			}
 		})
 	}
-	t.Run("all of them", func(t *testing.T) {
-		inBubble(t, 5*time.Second, refuses, silent, func(t *testing.T, f *fallback) {
-			for range 2 {
-				f.check(t, "x", "502 wechat_unreachable", 2*time.Second, 1, 1)
-			}
-			if cause := f.log.next(t, "request")["cause"].(string); !strings.Contains(cause, "one: ") || !strings.Contains(cause, "two: ") {
-				t.Errorf("got cause %q, want both base URLs in it", cause)
-			}
-			f.two.connect.Store(up)
-			f.check(t, "x", "two", 0, 1, 1)
-			f.check(t, "x", "two", 0, 0, 0)
-		})
+	inBubble(t, "all of them", 5*time.Second, refuses, silent, func(t *testing.T, f *fallback) {
+		for range 2 {
+			f.check(t, "x", "502 wechat_unreachable", 2*time.Second, 1, 1)
+		}
+		if cause := f.log.next(t, "request")["cause"].(string); !strings.Contains(cause, "one: ") || !strings.Contains(cause, "two: ") {
+			t.Errorf("got cause %q, want both base URLs in it", cause)
+		}
+		f.two.connect.Store(up)
+		f.check(t, "x", "two", 0, 1, 1)
+		f.check(t, "x", "two", 0, 0, 0)
 	})
-	t.Run("WX_TIMEOUT is over first", func(t *testing.T) {
-		inBubble(t, time.Second, silent, up, func(t *testing.T, f *fallback) {
-			f.check(t, "x", "504 wechat_timeout", time.Second, 1, 0)
-			f.check(t, "x", "two", 0, 0, 1)
-		})
+	inBubble(t, "WX_TIMEOUT is over first", time.Second, silent, up, func(t *testing.T, f *fallback) {
+		f.check(t, "x", "504 wechat_timeout", time.Second, 1, 0)
+		f.check(t, "x", "two", 0, 0, 1)
 	})
-	t.Run("WX_TIMEOUT covers both", func(t *testing.T) {
-		inBubble(t, 5*time.Second, silent, up, func(t *testing.T, f *fallback) {
-			f.check(t, "wait", "504 wechat_timeout", 5*time.Second, 1, 1)
-		})
+	inBubble(t, "WX_TIMEOUT covers both", 5*time.Second, silent, up, func(t *testing.T, f *fallback) {
+		f.check(t, "wait", "504 wechat_timeout", 5*time.Second, 1, 1)
 	})
 }
 
 func TestNotPassedOver(t *testing.T) {
 	t.Parallel()
-	t.Run("the caller hung up", func(t *testing.T) {
-		inBubble(t, 5*time.Second, silent, up, func(t *testing.T, f *fallback) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			defer cancel()
-			ctx, hangUp := context.WithCancel(ctx)
-			context.AfterFunc(ctx, hangUp)
-			go func() { time.Sleep(500 * time.Millisecond); hangUp() }()
-			_, err := f.client.openID(ctx, "x")
-			if failure, _ := errors.AsType[*failure](err); failure == nil || failure.word != "client_closed_request" {
-				t.Errorf("got %v, want client_closed_request", err)
-			}
-			f.one.connect.Store(up)
-			f.check(t, "x", "one", 0, 2, 0)
-		})
+	inBubble(t, "the caller hung up", 5*time.Second, silent, up, func(t *testing.T, f *fallback) {
+		ctx, hangUp := context.WithCancel(t.Context())
+		time.AfterFunc(500*time.Millisecond, hangUp)
+		_, err := f.client.openID(ctx, "x")
+		if failure, _ := errors.AsType[*failure](err); failure == nil || failure.word != "client_closed_request" {
+			t.Errorf("got %v, want client_closed_request", err)
+		}
+		f.one.connect.Store(up)
+		f.check(t, "x", "one", 0, 2, 0)
 	})
-	t.Run("another exchange got a connection meanwhile", func(t *testing.T) {
-		inBubble(t, 5*time.Second, silent, up, func(t *testing.T, f *fallback) {
-			var callers sync.WaitGroup
-			callers.Go(func() { f.post("x") })
-			time.Sleep(time.Second)
-			f.one.connect.Store(up)
-			callers.Go(func() { f.post("think") })
-			callers.Wait()
-			f.check(t, "x", "one", 0, 2, 1)
-		})
+	inBubble(t, "another exchange got a connection meanwhile", 5*time.Second, silent, up, func(t *testing.T, f *fallback) {
+		var callers sync.WaitGroup
+		callers.Go(func() { f.post("x") })
+		time.Sleep(time.Second)
+		f.one.connect.Store(up)
+		callers.Go(func() { f.post("think") })
+		callers.Wait()
+		f.check(t, "x", "one", 0, 2, 1)
 	})
-	t.Run("it did not answer", func(t *testing.T) {
-		inBubble(t, 5*time.Second, slow, up, func(t *testing.T, f *fallback) {
-			f.check(t, "wait", "504 wechat_timeout", 5*time.Second, 1, 0)
-			f.check(t, "x", "one", time.Second, 1, 0)
-		})
+	inBubble(t, "it did not answer", 5*time.Second, slow, up, func(t *testing.T, f *fallback) {
+		f.check(t, "wait", "504 wechat_timeout", 5*time.Second, 1, 0)
+		f.check(t, "x", "one", time.Second, 1, 0)
 	})
-	t.Run("all connections were in use", func(t *testing.T) {
-		inBubble(t, 5*time.Second, slow, up, func(t *testing.T, f *fallback) {
-			f.transport.MaxConnsPerHost = 2
-			var callers sync.WaitGroup
-			for range 2 {
-				callers.Go(func() { f.post("wait") })
-			}
-			time.Sleep(1500 * time.Millisecond)
-			f.one.connect.Store(func() error { time.Sleep(3 * time.Second); return nil }) // when those two have ended
-			f.check(t, "x", "504 wechat_timeout", 5*time.Second, 3, 0)
-			callers.Wait()
-			f.check(t, "x", "one", 1500*time.Millisecond, 1, 0) // over the third connection
-		})
+	inBubble(t, "all connections were in use", 5*time.Second, slow, up, func(t *testing.T, f *fallback) {
+		f.transport.MaxConnsPerHost = 2
+		var callers sync.WaitGroup
+		for range 2 {
+			callers.Go(func() { f.post("wait") })
+		}
+		time.Sleep(1500 * time.Millisecond)
+		f.one.connect.Store(func() error { time.Sleep(3 * time.Second); return nil }) // when those two have ended
+		f.check(t, "x", "504 wechat_timeout", 5*time.Second, 3, 0)
+		callers.Wait()
+		f.check(t, "x", "one", 1500*time.Millisecond, 1, 0) // over the third connection
 	})
 }
 
-// TestConnections has many exchanges at a time: connections are used again, and bounded.
+// TestConnections has many exchanges at a time, and again: connections are bounded, and used again.
 func TestConnections(t *testing.T) {
 	t.Parallel()
 	for maxInflight, want := range map[int]int{1: 256, 1024: 256, 2000: 500} {
-		if got := newTransport(config{maxInflight: maxInflight}); got.MaxConnsPerHost != want || got.MaxIdleConnsPerHost != want {
-			t.Errorf("got %d connections, %d idle, with MAX_INFLIGHT=%d, want %d", got.MaxConnsPerHost, got.MaxIdleConnsPerHost, maxInflight, want)
+		if got := newTransport(config{maxInflight: maxInflight}); got.MaxConnsPerHost != want {
+			t.Errorf("got %d connections with MAX_INFLIGHT=%d, want %d", got.MaxConnsPerHost, maxInflight, want)
 		}
 	}
-	var conns atomic.Int64
-	wechat := httptest.NewUnstartedServer(http.HandlerFunc(echo))
-	wechat.Config.ConnState = func(_ net.Conn, state http.ConnState) {
-		if state == http.StateNew {
-			conns.Add(1)
-		}
-	}
-	wechat.StartTLS()
-	t.Cleanup(wechat.Close)
-	s := newService(t, 10*time.Second, wechat.URL)
-	s.transport.TLSClientConfig = wechat.Client().Transport.(*http.Transport).TLSClientConfig
-	for range 20 {
-		s.post("x")
-	}
-	if got := conns.Load(); got != 1 {
-		t.Errorf("got %d connections for one exchange after another, want 1", got)
-	}
-	s.transport.MaxConnsPerHost = 3
-	var all sync.WaitGroup
-	for range 50 {
-		all.Go(func() {
-			if got := brief(s.post("x")); got != `200 {"openid":"x"}` {
-				t.Errorf("got %s, want openid x", got)
+	inBubble(t, "300 at a time", 10*time.Second, up, up, func(t *testing.T, f *fallback) {
+		for _, want := range []int64{256, 0} {
+			var all sync.WaitGroup
+			for range 300 {
+				all.Go(func() {
+					if got := f.post("think"); got.OpenID != "one" {
+						t.Errorf("got %s, want the openid", got.brief())
+					}
+				})
 			}
-		})
-	}
-	all.Wait()
-	if got := conns.Load(); got > 3 {
-		t.Errorf("got %d connections for many exchanges at a time, want 3 at most", got)
-	}
+			all.Wait()
+			if got := f.one.dials.Swap(0); got != want {
+				t.Errorf("got %d dials for 300 exchanges at a time, want %d", got, want)
+			}
+		}
+	})
 }
 
 func TestRequestToWeChat(t *testing.T) {
@@ -808,47 +674,28 @@ func TestRequestToWeChat(t *testing.T) {
 		{"prefix with escapes", "/a%20b%2F", "b", "c", "/a%20b%2F/sns/jscode2session"},
 		{"strange AppSecret", "", strange, "c", "/sns/jscode2session"},
 		{"strange code", "", "b", strange, "/sns/jscode2session"},
-		{"mock code", "", "b", mockCode, "/sns/jscode2session"},
 		{"code that adds values", "", "b", "c&appid=x&secret=x&js_code=x#", "/sns/jscode2session"},
-		{"code that ends the request", "", "b", "c HTTP/1.1%0d%0a%0d%0aGET /", "/sns/jscode2session"},
-		{"long", "/" + strings.Repeat("a", 1000), strings.Repeat("%", 1000), strings.Repeat("&", 128), "/" + strings.Repeat("a", 1000) + "/sns/jscode2session"},
 	}
-	requests := make(chan string, 1)
-	w := startRaw(t, nil, func(_ *rawWeChat, conn net.Conn) {
-		var raw strings.Builder
-		for in := bufio.NewReader(conn); !strings.HasSuffix(raw.String(), "\r\n\r\n"); {
-			line, err := in.ReadString('\n')
-			if err != nil {
-				return
-			}
-			raw.WriteString(line)
-		}
-		conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
-		more, _ := io.ReadAll(conn)
-		requests <- raw.String() + string(more)
-		io.WriteString(conn, strings.Replace(whole, "\r\n", "\r\nConnection: close\r\n", 1))
-	})
+	requests := make(chan *http.Request, 1)
+	wechat := newWeChat(t, func(w http.ResponseWriter, r *http.Request) { requests <- r; echo(w, r) })
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			p := startProgram(t, map[string]string{"WX_APPID": testAppID, "WX_APPSECRET": test.appSecret, "WX_BASE_URL": "http://" + w.addr + test.prefix})
-			body, _ := json.Marshal(map[string]string{"code": test.code})
-			if got := post(t, p.url+"/openid", string(body)); got.OpenID != leakOpenID {
+			p := startProgram(t, credentials("WX_APPSECRET", test.appSecret, "WX_BASE_URL", wechat+test.prefix))
+			if got := post(t, p.url+"/openid", string(must(json.Marshal(map[string]string{"code": test.code})))); got.OpenID != test.code {
 				t.Fatalf("got %d %s, want the openid", got.status, got.body)
 			}
-			got := <-requests
-			lines := strings.Split(got, "\r\n")
-			if want := []string{"Host: " + w.addr, "User-Agent: Go-http-client/1.1", "", ""}; !slices.Equal(lines[1:], want) {
-				t.Errorf("got %q after the request line, want %q", lines[1:], want)
-			}
-			target, isGet := strings.CutPrefix(strings.TrimSuffix(lines[0], " HTTP/1.1"), "GET ")
-			path, query, _ := strings.Cut(target, "?")
-			values, err := url.ParseQuery(query)
+			r := <-requests
+			path, query, _ := strings.Cut(r.RequestURI, "?")
 			want := url.Values{"appid": {testAppID}, "secret": {test.appSecret}, "js_code": {test.code}, "grant_type": {"authorization_code"}}
-			if !isGet || path != test.path || err != nil || !reflect.DeepEqual(values, want) {
-				t.Errorf("got %s, want GET %s with %v", lines[0], test.path, want)
+			if values, err := url.ParseQuery(query); r.Method != "GET" || path != test.path || err != nil || !reflect.DeepEqual(values, want) {
+				t.Errorf("got %s %s, want GET %s with %v", r.Method, r.RequestURI, test.path, want)
 			}
 			if odd := strings.Trim(query, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~%+&="); odd != "" {
 				t.Errorf("got query %s, want all else escaped", query)
+			}
+			header := http.Header{"User-Agent": {"Go-http-client/1.1"}} // and so no length of a body
+			if !reflect.DeepEqual(r.Header, header) || r.TransferEncoding != nil || r.Host != strings.TrimPrefix(wechat, "http://") {
+				t.Errorf("got header %v, Host %s and Transfer-Encoding %v, want %v alone", r.Header, r.Host, r.TransferEncoding, header)
 			}
 		})
 	}
@@ -856,9 +703,10 @@ func TestRequestToWeChat(t *testing.T) {
 
 // FuzzReply has WeChat send any bytes. The answer is a user, or a failure in words of the program's own.
 func FuzzReply(f *testing.F) {
-	for _, reply := range []string{whole, whole[:len(whole)-1], whole + whole, "", "SSH-2.0-" + leaks + "\r\n", "HTTP/1.1 200 OK\r\n" + leaks,
-		httpReply(`{"errcode":40029,"errmsg":"invalid code, rid: ` + testRid + `"}`), httpReply(`{"errcode":"40163"}`), httpReply(`[{}]`),
-		"HTTP/1.1 302 Found\r\nLocation: " + leaks + "\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\n{}\r\n0\r\nX: " + leaks + "\r\n\r\n"} {
+	for _, reply := range []string{whole, whole[:len(whole)-1], whole + whole, "", "SSH-2.0-" + leaks + "\r\n", httpReply(`[{}]`),
+		httpReply(`{"errcode":40029,"errmsg":"invalid code, rid: ` + testRid + `"}`), httpReply(`{"errcode":"40163"}`),
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\n{}\r\n0\r\nX: " + leaks + "\r\n\r\n",
+		"HTTP/1.1 302 Found\r\nLocation: " + leaks + "\r\n\r\n"} {
 		f.Add([]byte(reply))
 	}
 	f.Fuzz(func(t *testing.T, reply []byte) {
@@ -866,31 +714,19 @@ func FuzzReply(f *testing.F) {
 		asked := 0
 		s.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
 			asked++
-			ours, theirs := net.Pipe()
-			go func() {
-				defer theirs.Close()
+			return pipe(func(theirs net.Conn) {
 				if _, err := http.ReadRequest(bufio.NewReader(theirs)); err == nil {
 					theirs.Write(reply)
 				}
-			}()
-			return ours, nil
+			}), nil
 		}
-		answer := s.post(leakCode)
+		got := s.post(leakCode)
 		checkNoLeak(t, "log", s.log.String())
-		if asked != 1 {
-			t.Errorf("got %d requests, want 1", asked)
+		if asked != 1 || (got.OpenID == "") != (got.status != 200) {
+			t.Errorf("got %d %s after %d requests, want an openid or a failure after one", got.status, got.body, asked)
 		}
-		var got struct {
-			user
-			errorBody
-		}
-		decoder := json.NewDecoder(answer.Body)
-		decoder.DisallowUnknownFields()
-		if err := decoder.Decode(&got); err != nil || (got.OpenID == "") != (answer.Code != 200) {
-			t.Errorf("got %d %s, error %v, want an openid or a failure", answer.Code, answer.Body, err)
-		}
-		if row := answers[got.Error]; answer.Code != 200 && (row.status != answer.Code || row.message != got.Message) {
-			t.Errorf("got %d %+v, want a row of the table", answer.Code, got)
+		if row := answers[got.Error]; got.status != 200 && (row.status != got.status || row.message != got.Message) {
+			t.Errorf("got %d %s, want a row of the table", got.status, got.body)
 		}
 	})
 }
