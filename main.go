@@ -181,7 +181,7 @@ func healthy(getenv func(string) string, stderr io.Writer) int {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		fmt.Fprintf(stderr, "Another program answers at ADDR (HTTP status %d): set the ADDR of the service.\n", resp.StatusCode)
+		fmt.Fprintf(stderr, "Another program answers (HTTP status %d): set the ADDR of the service.\n", resp.StatusCode)
 		return 1
 	}
 	return 0

@@ -118,7 +118,7 @@ func (wx *client) openID(ctx context.Context, code string) (user, error) {
 		}
 		f.word, f.cause = word, strings.Join(culprits, "; ")+": "+remedy
 		if word == "wechat_timeout" {
-			start = start.Add(-wx.timeout) // where x waited for a free connection, others got one since then
+			start = start.Add(-wx.timeout) // if x only waited for a free connection, others got theirs since then
 		}
 		if word != "client_closed_request" && b.passOver(start) {
 			wx.log.Warn("WeChat is out of reach", "host", b.url.Host, "cause", f.cause)
