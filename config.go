@@ -102,18 +102,19 @@ func (s *settings) word(name string) string {
 // path returns a setting that may hold white space and Chinese.
 func (s *settings) path(name string) string {
 	value := s.getenv(name)
-	if strings.HasSuffix(value, "\r") || inQuotes.MatchString(value) {
+	if windowsEnd.MatchString(value) || inQuotes.MatchString(value) {
 		return s.word(name)
 	}
 	return value
 }
 
+var windowsEnd = regexp.MustCompile("\r\n*$")
 var inQuotes = regexp.MustCompile("(?s)^[\"'`“”‘’].*[\"'`“”‘’]$")
 
 // flaw says what keeps value from being ASCII without white space, or nothing.
 func flaw(value string) string {
 	switch {
-	case strings.HasSuffix(value, "\r"):
+	case windowsEnd.MatchString(value):
 		return "ends in a Windows line end (CR): save the file that it comes from with LF line ends"
 	case inQuotes.MatchString(value):
 		return "has quotes around it, which are kept here: remove the quotes"

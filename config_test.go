@@ -91,6 +91,7 @@ func TestBadSettings(t *testing.T) {
 		{"CR", credentials("WX_APPID", "hunter2\r"), "WX_APPID CR LF"},
 		{"CR after the AppSecret", credentials("WX_APPSECRET", "hunter2\r"), "WX_APPSECRET CR LF"},
 		{"CR after quotes", credentials("WX_APPSECRET", "\"hunter2\"\r"), "WX_APPSECRET CR LF"},
+		{"CR and LF", credentials("WX_APPSECRET", "hunter2\r\n"), "WX_APPSECRET CR LF"},
 		{"CR after a path", credentials("TLS_CERT", "hunter2\r"), "TLS_CERT CR LF"},
 		{"CR after a file name", credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", "hunter2\r"), "WX_APPSECRET_FILE CR LF"},
 		{"CR alone", credentials("WX_TIMEOUT", "\r"), "WX_TIMEOUT CR"},
