@@ -29,7 +29,7 @@ var answers = map[string]struct {
 	retryAfter string // seconds
 	message    string
 }{
-	"invalid_request": {status: 400, message: `The body is not a JSON object: send {"code":"…"}.`},
+	"invalid_request": {status: 400, message: `The body is not a JSON object and nothing else: send {"code":"…"}.`},
 	"invalid_code": {status: 400, message: "WeChat does not know this code: send what wx.login gave, within " +
 		"5 minutes, to a service that has the mini program's AppID."},
 	"appid_mismatch":        {status: 400},

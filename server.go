@@ -214,7 +214,7 @@ func (c *certificate) load() error {
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
-		return fmt.Errorf("TLS_CERT and TLS_KEY do not fit (%w): name the files of one certificate and its key", err)
+		return fmt.Errorf("TLS_CERT and TLS_KEY cannot be used (%w): use PEM files, leaf first, without password", err)
 	}
 	old := c.pair.Swap(&pair)
 	if old != nil && slices.EqualFunc(old.Certificate, pair.Certificate, bytes.Equal) {

@@ -104,8 +104,7 @@ func (wx *client) openID(ctx context.Context, code string) (user, error) {
 	ctx, cancel := context.WithTimeout(ctx, wx.timeout)
 	defer cancel()
 	query := wx.query + url.QueryEscape(code)
-	f := &failure{}
-	var culprits []string
+	f, culprits := &failure{}, []string{}
 	for _, b := range wx.inOrder() {
 		x, start := &exchange{base: b}, time.Now()
 		status, body, err := x.get(ctx, wx.transport, query)
@@ -198,6 +197,8 @@ func (wx *client) explain(ended error, x *exchange, err error) (word, culprit, r
 	switch proxy, _ := wx.transport.Proxy(&http.Request{URL: &x.base.url}); {
 	case ended == context.Canceled:
 		return "client_closed_request", "the caller hung up before WeChat answered", "look at its timeout"
+	case ended != nil && !x.connected && proxy != nil:
+		return "wechat_timeout", "no connection through proxy " + proxy.Host + " within WX_TIMEOUT", "check HTTPS_PROXY"
 	case ended != nil:
 		return "wechat_timeout", host + ": no whole reply within WX_TIMEOUT", "raise it, or " + checkNetwork
 	case x.connected:
@@ -252,9 +253,8 @@ func refusal(errcode int64, errmsg, query string) error {
 
 // find returns the group of pattern in errmsg, unless it is an echo of the query.
 func find(pattern *regexp.Regexp, errmsg, query string) string {
-	m := pattern.FindStringSubmatch(errmsg)
-	if m == nil || strings.Contains(query, url.QueryEscape(m[1])) {
-		return ""
+	if m := pattern.FindStringSubmatch(errmsg); m != nil && !strings.Contains(query, url.QueryEscape(m[1])) {
+		return m[1]
 	}
-	return m[1]
+	return ""
 }

@@ -206,6 +206,7 @@ func failings(t testing.TB, ca *authority) []failing {
 	return []failing{
 		{name: "refused", gone: true, want: next, cause: "127.0.0.1 refused firewall"},
 		{name: "proxy that is gone", proxy: true, gone: true, want: next, cause: "proxy 127.0.0.1 refused HTTPS_PROXY"},
+		{name: "proxy that does not answer", proxy: true, greet: untilClosed, want: timedOut, cause: "proxy 127.0.0.1 HTTPS_PROXY"},
 		{name: "proxy that refuses CONNECT", proxy: true, answer: says("HTTP/1.1 403 Forbidden" + end), want: next,
 			cause: "proxy 127.0.0.1 Forbidden HTTPS_PROXY"},
 		{name: "proxy that hangs up", proxy: true, answer: says(""), want: next, cause: "proxy 127.0.0.1 EOF"},
