@@ -134,7 +134,7 @@ func (h *handler) compareAppIDs(f *failure, referer, code string) {
 		orSandbox = "."
 	}
 	if m := pageReferer.FindStringSubmatch(referer); m != nil && (len(code) < 8 || !strings.Contains(m[1], code)) {
-		appID = m[1] // and no code that stands there
+		appID = m[1] // unless it holds the code, which must not get out
 	}
 	switch {
 	case appID == "touristappid":

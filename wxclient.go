@@ -151,7 +151,7 @@ func (wx *client) inOrder() (order []*base) {
 	return append(order, last...)
 }
 
-// passOver has b passed over, unless an exchange got a connection since then. It reports whether that is new.
+// passOver marks b as out of reach, unless an exchange got a connection since then, and reports if that is new.
 func (b *base) passOver(since time.Time) bool {
 	return b.connected.Load() < since.UnixNano() && b.retryAt.Swap(time.Now().Add(passOverTime).UnixNano()) == 0
 }
