@@ -12,13 +12,13 @@ const test = require('node:test')
 const wx = require('./wx')
 
 const { appid, sandbox, hasty, cutoff } = JSON.parse(process.argv[2])
-const open = options => wx.open({ baseURL: sandbox, appid, ...options })
+const open = ({ baseURL = sandbox, ...options } = {}) => wx.open({ baseURL, appid, ...options })
 const read = file => fs.readFileSync(path.join(wx.root, file), 'utf8')
 
 // Ways to fail: wx.login or wx.request calls fail; the service refuses a code; somebody answers with
 // a status and a body.
-const loginFails = errMsg => ({ login: { fail: { errMsg } }, detail: errMsg })
-const requestFails = (errMsg = '', errno) => ({ request: { fail: { errMsg, errno } }, detail: errMsg })
+const loginFails = (errMsg, scene) => ({ login: { fail: { errMsg } }, detail: errMsg, scene })
+const requestFails = (errMsg = '', errno, baseURL) => ({ request: { fail: { errMsg, errno } }, detail: errMsg, baseURL })
 const refused = (code, status, more) => ({ codes: [code], status, detail: /\w+ \w+/, ...more })
 const answer = (status, data, detail = data.message) => ({ request: { success: { statusCode: status, data } }, status, detail })
 
@@ -26,10 +26,11 @@ const html = `<html>${'502 Bad Gateway '.repeat(20)}</html>`
 
 // Each row is an error, its sentence, and the ways to get there.
 const failures = [
-  ['login_failed', '微信登录失败，请稍后再试', loginFails('login:fail interrupted'), { login: { fail: {} } },
+  ['login_failed', '微信登录失败，请稍后再试', loginFails('login:fail interrupted', 1001), { login: { fail: {} } },
     { login: { success: { errMsg: 'login:ok' } }, detail: 'login:ok' }],
   ['login_timeout', '微信登录没有响应，请重试；如仍失败，请重启微信', { login: {}, timer: 10000 }],
   ['not_developer', '当前微信号不是该小程序的开发者，请联系小程序管理员添加', loginFails('login:fail Error: 登录用户不是该小程序的开发者')],
+  ['single_page', '当前是单页模式，请点「前往小程序」后再登录', loginFails('login:fail', 1154), { login: {}, timer: 10000, scene: 1154 }],
   ['no_network', '无法连接服务器，请检查网络后重试', { baseURL: 'http://127.0.0.1:1', detail: /^request:fail/ }, requestFails(),
     { request: { fail: {} } }, requestFails('request:fail interrupted', 600003),
     requestFails('request:fail 似乎已断开与互联网的连接。'),
@@ -43,16 +44,21 @@ const failures = [
     requestFails('request:fail -107:net::ERR_SSL_PROTOCOL_ERROR'),
     requestFails('request:fail 发生了 SSL 错误，无法建立与该服务器的安全连接。'), requestFails('request:fail TLS 错误导致安全连接失败。'),
     requestFails('request:fail 此服务器的证书无效。'), requestFails('request:fail Trust anchor … not found.')],
-  ['domain_not_listed', '服务器域名不在合法域名列表中，请开发者到小程序后台添加', requestFails('request:fail', 600002),
-    requestFails('request:fail url not in domain list')],
-  ['invalid_url', '服务器地址的格式不正确，请开发者检查 config.js', requestFails('request:fail invalid url "ssl.example.com/openid"'),
-    requestFails('request:fail', 600009)],
+  ['domain_not_listed', '服务器域名不在合法域名列表中，请开发者到小程序后台添加', requestFails('request:fail', 600002, 'https://example.com'),
+    requestFails('request:fail url not in domain list', undefined, 'https://example.com')],
+  ['http_forbidden', '访问 http 地址，需要在这台手机上「打开调试」；鸿蒙手机只能用 https 地址',
+    requestFails('request:fail', 600002, 'http://192.168.1.5:2020'),
+    requestFails('request:fail url not in domain list', undefined, 'HTTP://192.168.1.5:2020')],
+  ['invalid_url', '服务器地址的格式不正确，请联系开发者', requestFails('request:fail invalid url "ssl.example.com/openid"'),
+    requestFails('request:fail', 600009), requestFails('request:fail', 600005), requestFails('request:fail url is null'),
+    requestFails('request:fail request protocol must be http or https')],
   ['bad_answer', '服务器返回异常，请稍后再试；如仍失败，请联系开发者', answer(502, html, html.slice(0, 200)),
     answer(404, 'Cannot POST /openid', 'Cannot POST /openid'), answer(204, '', ''),
     answer(400, 'Client sent an HTTP request to an HTTPS server.\n', 'Client sent an HTTP request to an HTTPS server.\n'),
     answer(404, { status: 404, error: 'Not Found' }, '{"status":404,"error":"Not Found"}'),
     answer(500, { error: { id: 1 }, text: html }, `{"error":{"id":1},"text":"${html}`.slice(0, 200)),
-    answer(200, null, 'null'), answer(200, undefined, 'undefined'), answer(200, { unionid: 'u' }, '{"unionid":"u"}'),
+    answer(200, null, 'null'), answer(200, undefined, 'undefined'), answer(200, ['o'], '["o"]'), answer(200, 'o', 'o'),
+    answer(200, { unionid: 'u' }, '{"unionid":"u"}'),
     answer(200, { openid: '' }, '{"openid":""}'), answer(200, { openid: {} }, '{"openid":{}}'),
     answer(500, { openid: 'o' }, '{"openid":"o"}')],
 
@@ -61,8 +67,8 @@ const failures = [
   ['appid_mismatch', '小程序与服务器的 AppID 不一致，请联系开发者', refused('sandbox:errcode=40029', 400, { appid: 'wx89abcdef01234567' })],
   ['code_used', '登录凭证已被使用，请重试', refused('sandbox:errcode=40163', 400)],
   ['user_blocked', '微信认为该账号存在风险，暂时无法登录，请联系微信客服', refused('sandbox:errcode=40226', 403)],
-  ['not_found', '服务器地址不正确，请开发者检查 config.js', refused('-', 404, { baseURL: `${sandbox}/elsewhere` })],
-  ['method_not_allowed', '请求被重定向，请开发者检查 config.js 中的地址', answer(405, { error: 'method_not_allowed', message: 'POST only.' })],
+  ['not_found', '服务器地址不正确，请联系开发者', refused('-', 404, { baseURL: `${sandbox}/elsewhere` })],
+  ['method_not_allowed', '请求被重定向，请开发者检查服务器地址', answer(405, { error: 'method_not_allowed', message: 'POST only.' })],
   ['body_too_large', '请求内容过长，请联系开发者', refused('0'.repeat(5000), 413)],
   ['rate_limited', '操作过于频繁，请一分钟后再试', refused('sandbox:errcode=45011', 429)],
   ['misconfigured', '服务器配置有误，请联系开发者', refused('sandbox:errcode=40013', 500)],
@@ -82,7 +88,7 @@ for (const [error, message, ...ways] of failures) {
   for (const { timer, status = 0, detail = '', ...way } of ways) {
     test(`${error} ${detail}`, async () => {
       const phone = open(way)
-      const failed = assert.rejects(phone.getOpenID(), { error, message, status, detail })
+      const failed = assert.rejects(phone.getOpenID(way.baseURL ?? sandbox), { error, message, status, detail })
       if (timer) {
         await callbacks()
         assert.deepEqual(phone.timers.map(({ delay }) => delay), [timer])
@@ -140,11 +146,29 @@ test('each attempt has a code of its own and shows its own outcome', async () =>
   assert.equal(phone.page.data.error, 'wechat_busy')
   assert.match(phone.page.data.detail, /^wechat_busy 503 \w+ \w+/)
   const arrived = tap(phone)
-  shows(phone, { loading: true })
+  shows(phone, { loading: true, problem: '微信系统繁忙，请稍后再试' })
   await arrived
   assert.notEqual(phone.page.data.openid, openid)
   shows(phone, { openid: phone.page.data.openid })
   assert.deepEqual(phone.requests.map(({ data }) => data.code), codes)
+})
+
+test('login resolves with whatever object the back end answers', async () => {
+  const phone = open({ request: { success: { statusCode: 200, data: { token: 't' } } } })
+  assert.deepEqual(await phone.login('https://example.com/login'), { token: 't' })
+  const [{ url, method, data }] = phone.requests
+  assert.deepEqual([url, method, data], ['https://example.com/login', 'POST', { code: 'the code is a mock one' }])
+  const rejects = open({ request: { success: { statusCode: 200, data: ['t'] } } }).login('https://example.com/login')
+  await assert.rejects(rejects, { error: 'bad_answer', status: 200, detail: '["t"]' })
+})
+
+test('openid.js works alone', () => {
+  assert.doesNotMatch(read('openid.js').replace(/^\/\/.*$/gm, ''), /require|config/)
+})
+
+test('a released mini program does not show what is for developers', () => {
+  const develop = version => open({ version }).page.data.isDevelop
+  assert.deepEqual([develop('develop'), develop('trial'), develop('release'), develop()], [true, false, false, false])
 })
 
 test('a double tap asks once', async () => {
@@ -183,6 +207,7 @@ function tap(phone) {
   })
 }
 
+// shows wants the page to show this and nothing else.
 function shows(phone, { loading = false, openid = '', unionid = '', problem = '' }) {
   const { data } = phone.page
   assert.deepEqual([data.loading, data.openid, data.unionid, data.problem], [loading, openid, unionid, problem])

@@ -9,8 +9,9 @@ const root = path.join(__dirname, '../../miniprogram')
 
 // open loads the page. login, request and copy say how such a call ends: with {success: …} or
 // {fail: …}, or, if it never calls back, {}. codes are what wx.login gives, call by call, if
-// login does not say something else. Without request, the call really goes to baseURL.
-function open({ baseURL, appid, codes = ['the code is a mock one'], login, request, copy = { success: {} } }) {
+// login does not say something else. Without request, the call really goes to baseURL. Without
+// version (develop, trial or release) or scene, WeChat is too old to know them.
+function open({ baseURL, appid, version, scene, codes = ['the code is a mock one'], login, request, copy = { success: {} } }) {
   // timers are those that run. loaded is called when the page has stopped loading.
   const phone = { logins: [], requests: [], timers: [], clipboard: '', toast: '', loaded() {} }
   const globals = {
@@ -24,6 +25,8 @@ function open({ baseURL, appid, codes = ['the code is a mock one'], login, reque
         if (request) end(options, request)
         else send(options, appid).then(result => end(options, result))
       },
+      getAccountInfoSync: version && (() => ({ miniProgram: { envVersion: version } })),
+      getLaunchOptionsSync: scene && (() => ({ scene })),
       setClipboardData(options) {
         phone.clipboard = options.data
         end(options, copy)
@@ -58,8 +61,7 @@ function open({ baseURL, appid, codes = ['the code is a mock one'], login, reque
   }
   if (baseURL) load('config.js').baseURL = baseURL
   load('pages/index/index.js')
-  phone.getOpenID = load('openid.js').getOpenID
-  return phone
+  return Object.assign(phone, load('openid.js'))
 }
 
 // end calls back later: success or fail, then complete.

@@ -1,16 +1,13 @@
 const { baseURL } = require('../../config')
 const { getOpenID } = require('../../openid')
 
+// What only developers need, the address and the error code, is not shown in a released mini program.
+const isDevelop = !!wx.getAccountInfoSync && wx.getAccountInfoSync().miniProgram.envVersion === 'develop'
+
+const nothing = { openid: '', unionid: '', problem: '', error: '', detail: '' }
+
 Page({
-  data: {
-    baseURL,
-    loading: false,
-    openid: '',
-    unionid: '',
-    problem: '',
-    error: '',
-    detail: ''
-  },
+  data: Object.assign({ baseURL, isDevelop, loading: false }, nothing),
 
   asking: false,
   unloaded: false,
@@ -20,8 +17,8 @@ Page({
   ask() {
     if (this.asking) return
     this.asking = true
-    this.setData({ loading: true, openid: '', unionid: '', problem: '' })
-    getOpenID().then(
+    this.setData({ loading: true })
+    getOpenID(baseURL).then(
       ids => this.show(ids),
       err => {
         // detail may be English, or HTML: it goes to the console and the clipboard, not on the screen.
@@ -35,7 +32,7 @@ Page({
   show(outcome) {
     this.asking = false
     if (this.unloaded) return
-    this.setData(Object.assign({ loading: false }, outcome))
+    this.setData(Object.assign({ loading: false }, nothing, outcome))
   },
 
   // When it succeeds, WeChat itself says 内容已复制.
