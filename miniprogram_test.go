@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"os/exec"
@@ -8,35 +9,60 @@ import (
 	"time"
 )
 
-// TestMiniProgram runs testdata/miniprogram/test.js, which tests the sample mini program with
-// Node.js against services that run here.
-func TestMiniProgram(t *testing.T) {
+// The AppID of the services below.
+const sampleAppID = "wx0123456789abcdef"
+
+// startSample starts the service with a setting of its own.
+func startSample(t *testing.T, setting, value string, args ...string) *program {
+	return startProgram(t, map[string]string{
+		"WX_APPID":     sampleAppID,
+		"WX_APPSECRET": "0123456789abcdef0123456789abcdef",
+		setting:        value,
+	}, args...)
+}
+
+// runNode runs a program of testdata/miniprogram with the addresses of services, and returns what it prints.
+func runNode(t *testing.T, script string, services map[string]string) []byte {
 	node, err := exec.LookPath("node")
 	if err != nil {
 		t.Skip("node is not on PATH, and testing the sample mini program needs Node.js 18 or later")
 	}
-	const appID = "wx0123456789abcdef"
-	start := func(setting, value string, args ...string) string {
-		return startProgram(t, map[string]string{
-			"WX_APPID":     appID,
-			"WX_APPSECRET": "0123456789abcdef0123456789abcdef",
-			setting:        value,
-		}, args...).url
-	}
-	services, err := json.Marshal(map[string]string{
-		"appid":   appID,
-		"sandbox": start("WX_TIMEOUT", "5s", "-sandbox"),
-		"hasty":   start("WX_TIMEOUT", "100ms", "-sandbox"),
-		"cutoff":  start("WX_BASE_URL", "http://127.0.0.1:1"),
-	})
+	services["appid"] = sampleAppID
+	arg, err := json.Marshal(services)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	output, err := exec.CommandContext(ctx, node, "testdata/miniprogram/test.js", string(services)).CombinedOutput()
+	output, err := exec.CommandContext(ctx, node, "testdata/miniprogram/"+script, string(arg)).CombinedOutput()
 	t.Logf("%s", output)
 	if err != nil {
-		t.Errorf("node: %v", err)
+		t.Fatalf("node: %v", err)
+	}
+	return output
+}
+
+// TestMiniProgram runs the sample mini program against services that run here.
+func TestMiniProgram(t *testing.T) {
+	runNode(t, "test.js", map[string]string{
+		"sandbox": startSample(t, "WX_TIMEOUT", "5s", "-sandbox").url,
+		"hasty":   startSample(t, "WX_TIMEOUT", "100ms", "-sandbox").url,
+		"cutoff":  startSample(t, "WX_BASE_URL", "http://127.0.0.1:1").url,
+	})
+}
+
+// TestOwnBackEnd runs the back end of the READMEs, and finds the ids of its log in the service's.
+func TestOwnBackEnd(t *testing.T) {
+	service := startSample(t, "WX_TIMEOUT", "5s", "-sandbox")
+	output := runNode(t, "backend.js", map[string]string{"sandbox": service.url})
+	lines := bytes.Split(bytes.TrimSpace(output), []byte("\n"))
+	if len(lines) != 4 {
+		t.Fatalf("got %d lines from the back end, want 4", len(lines))
+	}
+	for _, line := range lines {
+		want, _, _ := bytes.Cut(line, []byte(" "))
+		if got := service.log.next(t, "request")["request_id"]; got != string(want) {
+			t.Errorf("the service logged request id %v, want the back end's %s", got, want)
+		}
 	}
 }
