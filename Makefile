@@ -37,9 +37,11 @@ lint: ## run the linters
 	go fix -diff ./...
 	go run $(STATICCHECK) ./...
 	command -v npx >/dev/null || { echo 'npx is not on PATH: miniprogram is not checked'; exit 0; }; \
-	npx -y $(MINIPROGRAM) -c 'modules="$$(dirname "$$(command -v tsc)")/.." && \
-	  tsc --noEmit --allowJs --checkJs --strict --target es2015 --lib es2015 --module commonjs \
-	    --typeRoots "$$modules" --types miniprogram-api-typings miniprogram/app.js miniprogram/pages/*/*.js && \
+	npx -y $(MINIPROGRAM) -c 'modules="$$(dirname "$$(command -v tsc)")/.." && types="$$(mktemp -d)" && \
+	  tsc --allowJs --checkJs --strict --target es2015 --lib es2015 --module commonjs \
+	    --typeRoots "$$modules" --types miniprogram-api-typings --declaration --emitDeclarationOnly --removeComments \
+	    --rootDir miniprogram --outDir "$$types" miniprogram/*.js miniprogram/pages/*/*.js && \
+	  diff miniprogram/openid.d.ts "$$types/openid.d.ts" && rm -r "$$types" && \
 	  NODE_PATH="$$modules" node -e "const c = require(\"miniprogram-compiler\"); c.wxmlToJs(\"miniprogram\"); c.wxssToJs(\"miniprogram\")"'
 
 check: lint test ## lint and test
