@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,8 +23,8 @@ const (
 	wechatPath = "/sns/jscode2session"
 	mockCode   = "the code is a mock one" // of the developer tools in tourist mode
 
-	console   = "mp.weixin.qq.com, 开发 → 开发管理 → 开发设置" // AppID, AppSecret, IP allowlist
-	apiRights = "mp.weixin.qq.com, 开发 → 开发管理 → 接口设置" // rights and quotas
+	console   = "mp.weixin.qq.com, 开发管理 → 开发设置" // AppID, AppSecret, IP allowlist
+	apiRights = "mp.weixin.qq.com, 开发管理 → 接口设置" // rights and quotas
 )
 
 // A config is the settings, checked. It holds the AppSecret: never log or print it.
@@ -65,12 +66,13 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 	} else {
 		c.baseURLs = s.baseURLs()
 		s.checkCredentials()
-		for _, name := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"} {
-			s.word(name) // net/http ignores what it cannot read
-		}
+		s.checkProxies(c.baseURLs)
 	}
 	if c.appID != "" && !regexp.MustCompile(`^wx[0-9a-f]{16}$`).MatchString(c.appID) {
 		s.warn("WX_APPID does not look like an AppID (wx and 16 of 0-9a-f): copy it again from " + console)
+	}
+	if c.appSecret != "" && !sandbox && !regexp.MustCompile(`^[0-9a-f]{32}$`).MatchString(c.appSecret) {
+		s.warn("the AppSecret does not look like one (32 of 0-9a-f): copy it again, or reset it at " + console)
 	}
 	c.warnings = s.warnings
 	return c, errors.Join(s.problems...)
@@ -117,11 +119,11 @@ func flaw(value string) string {
 	case windowsEnd.MatchString(value):
 		return "ends in a Windows line end (CR): save the file that it comes from with LF line ends"
 	case inQuotes.MatchString(value):
-		return "has quotes around it, which are kept here: remove the quotes"
+		return "has quotes around it: remove them"
 	case strings.ContainsFunc(value, unicode.IsSpace):
 		return "holds white space, a space or a line break: remove it"
 	case strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII || unicode.IsControl(r) }):
-		return "is not plain ASCII text: if it is still the placeholder of an example, put in the real value"
+		return "is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) by : and ,"
 	}
 	return ""
 }
@@ -190,8 +192,12 @@ func (s *settings) addr(sandbox bool) string {
 		return ":2020"
 	}
 	_, port, err := net.SplitHostPort(value)
-	if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
+	number, portErr := strconv.Atoi(port)
+	switch {
+	case err != nil || portErr != nil:
 		s.bad("ADDR", "is not a listen address: write host:port or :port, as in 127.0.0.1:2020 or :2020")
+	case number < 0 || number > 65535:
+		s.bad("ADDR", "has a port that does not exist: the port has to be 0 to 65535")
 	}
 	return value
 }
@@ -199,10 +205,13 @@ func (s *settings) addr(sandbox bool) string {
 func (s *settings) timeout() time.Duration {
 	value := cmp.Or(s.word("WX_TIMEOUT"), "5s")
 	d, err := time.ParseDuration(value)
-	if _, noUnit := strconv.ParseFloat(value, 64); err != nil && noUnit == nil {
+	switch _, noUnit := strconv.ParseFloat(value, 64); {
+	case err != nil && noUnit == nil:
 		s.bad("WX_TIMEOUT", "has no unit: write 5s or 800ms")
-	} else if err != nil || d <= 0 {
-		s.bad("WX_TIMEOUT", "is not a time above zero: write it as in 5s or 800ms")
+	case err != nil:
+		s.bad("WX_TIMEOUT", "is no time, or has an unknown unit: write 5s or 800ms")
+	case d <= 0:
+		s.bad("WX_TIMEOUT", "is not above zero: write 5s or 800ms")
 	}
 	return d
 }
@@ -211,9 +220,60 @@ func (s *settings) count(name string, unset int) int {
 	value := cmp.Or(s.word(name), strconv.Itoa(unset))
 	n, err := strconv.Atoi(value)
 	if err != nil || n <= 0 {
-		s.bad(name, "is not a whole number above zero: write it as in "+strconv.Itoa(unset))
+		s.bad(name, "is not a whole number above zero: write digits only, as in "+strconv.Itoa(unset))
 	}
 	return n
+}
+
+// checkProxies looks at the proxy variables that base URLs use: net/http drops a bad value without a word.
+func (s *settings) checkProxies(bases []*url.URL) {
+	checked := ""
+	for _, u := range bases {
+		ip := net.ParseIP(u.Hostname())
+		if u.Hostname() == "localhost" || ip.IsLoopback() || s.noProxy(u.Hostname()) {
+			continue
+		}
+		name := strings.ToUpper(u.Scheme) + "_PROXY"
+		if s.getenv(name) == "" {
+			name = strings.ToLower(name)
+		}
+		if name == checked {
+			continue
+		}
+		checked = name
+		if value := s.word(name); value != "" && !isProxy(value) {
+			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and %25 for % in a password")
+		}
+	}
+	set := func(name string) bool { return cmp.Or(s.getenv(name), s.getenv(strings.ToLower(name))) != "" }
+	if set("ALL_PROXY") && !set("HTTPS_PROXY") && !set("NO_PROXY") {
+		s.warn("ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY if WeChat has to be asked through the proxy")
+	}
+}
+
+// noProxy reports whether NO_PROXY names host.
+func (s *settings) noProxy(host string) bool {
+	for item := range strings.SplitSeq(cmp.Or(s.getenv("NO_PROXY"), s.getenv("no_proxy")), ",") {
+		item = strings.TrimPrefix(strings.TrimSpace(item), "*")
+		domain := "." + strings.TrimPrefix(item, ".")
+		if item == "" && s.getenv("NO_PROXY")+s.getenv("no_proxy") == "*" || len(domain) > 1 && strings.HasSuffix("."+host, domain) {
+			return true
+		}
+	}
+	return false
+}
+
+// isProxy reports whether net/http can use value. It takes one without a scheme for http.
+func isProxy(value string) bool {
+	u, err := url.Parse(value)
+	if err != nil || u.Scheme == "" || u.Host == "" {
+		u, err = url.Parse("http://" + value)
+	}
+	if err != nil || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") {
+		return false
+	}
+	port, err := strconv.Atoi(cmp.Or(u.Port(), "80"))
+	return err == nil && port <= 65535 && slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)
 }
 
 func (s *settings) baseURLs() (urls []*url.URL) {
@@ -241,3 +301,18 @@ func isBaseURL(u url.URL) bool {
 	u.Scheme, u.Host, u.Path, u.RawPath = "", "", "", ""
 	return (scheme == "https" || scheme == "http") && host != "" && u == url.URL{}
 }
+
+// settingsHelp is what -h prints about the settings.
+const settingsHelp = `Settings are environment variables. An empty one counts as not set.
+  WX_APPID           the mini program's AppID (required)
+  WX_APPSECRET       its AppSecret (required, or the next)
+  WX_APPSECRET_FILE  a file that holds the AppSecret alone
+  ADDR               listen address (default :2020, with -sandbox 127.0.0.1:2020)
+  WX_BASE_URL        base URL of WeChat's API; after a comma, the ones to fall back on
+                     (default ` + wechatURLs + `)
+  WX_TIMEOUT         time limit of one exchange with WeChat (default 5s)
+  MAX_INFLIGHT       most exchanges with WeChat at a time; one more is refused (default 1024)
+  MAX_CONNS          most connections from callers at a time; more wait (default 10000)
+  TLS_CERT, TLS_KEY  PEM files, to serve HTTPS: both or neither
+HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured for requests to WeChat.
+`

@@ -48,7 +48,7 @@ func TestSettings(t *testing.T) {
 			}
 			want := defaults
 			test.differs(&want)
-			got.baseURLs = nil
+			got.baseURLs, got.warnings = nil, nil // TestWarnings has the warnings
 			if fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Errorf("got %+v, want %+v", got, want)
 			}
@@ -113,7 +113,7 @@ func TestBadSettings(t *testing.T) {
 		{"file as .env", inFile("WX_APPSECRET=hunter2\n"), "WX_APPSECRET_FILE alone"},
 		{"ADDR without port", credentials("ADDR", "hunter2"), "ADDR host:port"},
 		{"ADDR with a port name", credentials("ADDR", ":hunter2"), "ADDR host:port"},
-		{"ADDR with a port too high", credentials("ADDR", "hunter2:65536"), "ADDR host:port"},
+		{"ADDR with a port too high", credentials("ADDR", "hunter2:65536"), "ADDR 65535"},
 		{"ADDR that is a URL", credentials("ADDR", "http://hunter2:80"), "ADDR host:port"},
 		{"base URL with the path", credentials("WX_BASE_URL", "https://hunter2/sns/jscode2session"), "WX_BASE_URL leave /sns/jscode2session out"},
 		{"second base URL with the path", credentials("WX_BASE_URL", "https://x,https://hunter2/sns/jscode2session/"), "WX_BASE_URL leave"},
@@ -128,9 +128,14 @@ func TestBadSettings(t *testing.T) {
 		{"timeout without unit", credentials("WX_TIMEOUT", "5"), "WX_TIMEOUT no unit 5s"},
 		{"timeout of zero", credentials("WX_TIMEOUT", "0s"), "WX_TIMEOUT above zero 5s"},
 		{"timeout below zero", credentials("WX_TIMEOUT", "-5s"), "WX_TIMEOUT above zero 5s"},
-		{"timeout in words", credentials("WX_TIMEOUT", "hunter2"), "WX_TIMEOUT above zero 5s"},
+		{"timeout in words", credentials("WX_TIMEOUT", "hunter2"), "WX_TIMEOUT unknown unit 5s"},
 		{"zero at a time", credentials("MAX_INFLIGHT", "0"), "MAX_INFLIGHT above zero 1024"},
 		{"a fraction", credentials("MAX_INFLIGHT", "1.5"), "MAX_INFLIGHT whole 1024"},
+		{"proxy with a lone %", credentials("HTTPS_PROXY", "http://u:hunter2%@x:80"), "HTTPS_PROXY %25"},
+		{"proxy with a bad port", credentials("HTTPS_PROXY", ":7890x"), "HTTPS_PROXY http://host:port"},
+		{"proxy without host", credentials("https_proxy", "http:/hunter2"), "https_proxy http://host:port"},
+		{"proxy of another kind", credentials("HTTPS_PROXY", "socks4://hunter2:1"), "HTTPS_PROXY socks5://"},
+		{"proxy for HTTP", credentials("WX_BASE_URL", "http://192.0.2.1", "HTTP_PROXY", "socks://hunter2:1"), "HTTP_PROXY socks5://"},
 		{"CR after a proxy", credentials("HTTPS_PROXY", "http://hunter2:8080\r"), "HTTPS_PROXY CR LF"},
 		{"certificate without key", credentials("TLS_CERT", "hunter2"), "TLS_CERT TLS_KEY both neither"},
 		{"key without certificate", credentials("TLS_KEY", "hunter2"), "TLS_CERT TLS_KEY both neither"},
@@ -181,6 +186,10 @@ func TestWarnings(t *testing.T) {
 		{"placeholder", "WX_APPID", "your_appid", "WX_APPID wx mp.weixin.qq.com"},
 		{"capitals", "WX_APPID", "wx0123456789ABCDEF", "WX_APPID"},
 		{"loopback", "WX_BASE_URL", "http://127.0.0.1:1,http://localhost:1,http://[::1]:1,http://127.1.2.3", ""},
+		{"AppSecret", "WX_APPSECRET", "0123456789ABCDEF", "AppSecret 32 mp.weixin.qq.com"},
+		{"ALL_PROXY", "ALL_PROXY", "socks5://127.0.0.1:1", "ALL_PROXY HTTPS_PROXY"},
+		{"proxy without scheme", "HTTPS_PROXY", "127.0.0.1:7890", ""},
+		{"proxy that is not used", "HTTP_PROXY", "socks4://x", ""},
 		{"plain HTTP", "WX_BASE_URL", "https://192.0.2.1,http://192.0.2.2:80/wx", "unencrypted 192.0.2.2:80 https"},
 		{"name like loopback", "WX_BASE_URL", "http://127.0.0.1.example", "unencrypted 127.0.0.1.example"},
 	}

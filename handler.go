@@ -29,7 +29,7 @@ var answers = map[string]struct {
 	retryAfter string // seconds
 	message    string
 }{
-	"invalid_request": {status: 400, message: `The body is not a JSON object and nothing else: send {"code":"…"}.`},
+	"invalid_request": {status: 400, message: `The body has to be one JSON object: send {"code":"…"}.`},
 	"invalid_code": {status: 400, message: "WeChat does not know this code: send what wx.login gave, within " +
 		"5 minutes, to a service that has the mini program's AppID."},
 	"appid_mismatch":        {status: 400},
@@ -38,14 +38,14 @@ var answers = map[string]struct {
 	"not_found":             {status: 404, message: "There is nothing here: use POST /openid, or GET /healthz."},
 	"method_not_allowed":    {status: 405},
 	"body_too_large":        {status: 413, message: `The body is over 4096 bytes: send {"code":"…"} and no more.`},
-	"rate_limited":          {status: 429, retryAfter: "60", message: "This user logs in too often: wait a minute."},
+	"rate_limited":          {status: 429, retryAfter: "60", message: "WeChat limits the calls of a minute: wait a minute."},
 	"client_closed_request": {status: 499, message: "The connection was closed too early: keep it open."},
 
 	"misconfigured":      {status: 500, message: "The service's settings are wrong: ask its operator to read its log."},
 	"wechat_error":       {status: 502, message: "WeChat gave no usable answer: call wx.login again, or read the log."},
 	"wechat_unreachable": {status: 502, message: "WeChat is out of reach: call wx.login again, or read the log."},
 	"wechat_busy":        {status: 503, retryAfter: "1", message: "WeChat is busy: call wx.login again in a second."},
-	"quota_exceeded":     {status: 503, message: "The day's quota is used up: try tomorrow, or ask the operator."},
+	"quota_exceeded":     {status: 503, message: "The day's quota is used up: keep a session instead of logging in at every start."},
 	"overloaded":         {status: 503, retryAfter: "1", message: "The service is full: send this code again in 1 s."},
 	"wechat_timeout":     {status: 504, message: "WeChat did not answer in time: call wx.login again for a new code."},
 }
@@ -67,21 +67,29 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start, id, status := time.Now(), requestID(r), http.StatusOK
 	body, err := h.route(w, r)
 	f, failed := errors.AsType[*failure](err)
-	if failed {
+	if err != nil && !failed { // an error of this program: never a 200
+		f = &failure{word: "wechat_error", cause: "an unexpected error in wxopenid: report it"}
+	}
+	header := w.Header()
+	if f != nil {
 		row := answers[f.word]
 		status = row.status
-		f.message = cmp.Or(f.message, row.message)
-		f.cause = cmp.Or(f.cause, f.message)
+		body = errorBody{Error: f.word, Message: cmp.Or(f.message, row.message), ErrCode: f.errcode}
 		if row.retryAfter != "" {
-			w.Header().Set("Retry-After", row.retryAfter)
+			header.Set("Retry-After", row.retryAfter)
 		}
-		body = errorBody{Error: f.word, Message: f.message, ErrCode: f.errcode}
 	}
-	h.logRequest(r, status, f, id, start)
 	if h.stopping.Load() {
-		w.Header().Set("Connection", "close")
+		header.Set("Connection", "close")
 	}
-	writeJSON(w, status, id, body)
+	header.Set("Content-Type", "application/json; charset=utf-8")
+	header.Set("Cache-Control", "no-store")
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("X-Request-Id", id)
+	h.logRequest(r, status, f, id, start)
+	text, _ := json.Marshal(body) // strings and numbers always marshal
+	w.WriteHeader(status)
+	w.Write(append(text, '\n'))
 }
 
 type errorBody struct {
@@ -117,7 +125,7 @@ func (h *handler) openID(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	u, err := h.wechat.openID(r.Context(), code)
 	if f, failed := errors.AsType[*failure](err); failed && f.word == "invalid_code" {
-		h.compareAppIDs(f, r.Referer(), code)
+		return nil, h.unknownCode(*f, r, code)
 	}
 	return u, err
 }
@@ -126,29 +134,33 @@ func (h *handler) openID(w http.ResponseWriter, r *http.Request) (any, error) {
 // (developers.weixin.qq.com/miniprogram/dev/api/network/request/wx.request.html).
 var pageReferer = regexp.MustCompile(`^https://servicewechat\.com/([A-Za-z0-9_-]{1,20})/[^/]*/page-frame\.html$`)
 
-// compareAppIDs makes f say more of an invalid code that comes from a mini program with another
-// AppID, or from the developer tools in tourist mode.
-func (h *handler) compareAppIDs(f *failure, referer, code string) {
-	appID, orSandbox := h.appID, ", or start this service with -sandbox."
-	if h.sandbox != nil {
-		orSandbox = "."
-	}
-	if m := pageReferer.FindStringSubmatch(referer); m != nil && (len(code) < 8 || !strings.Contains(m[1], code)) {
+// unknownCode says more of f, an invalid code, where it comes from a mini program with another AppID, or from
+// the developer tools in tourist mode.
+func (h *handler) unknownCode(f failure, r *http.Request, code string) error {
+	appID := h.appID
+	plugin := r.Header.Get("X-WECHAT-HOSTSIGN") != "" // its Referer has the AppID of the mini program around it
+	m := pageReferer.FindStringSubmatch(r.Referer())
+	if m != nil && !plugin && (len(code) < 8 || !strings.Contains(m[1], code)) {
 		appID = m[1] // unless it holds the code, which must not get out
 	}
 	switch {
+	case appID == "touristappid" && h.sandbox != nil:
+		f.word, f.message = "appid_mismatch", "The mini program has the AppID touristappid (tourist mode) and this sandbox "+
+			"has "+h.appID+": this code asks for the refusal, so send another one."
 	case appID == "touristappid":
 		f.word, f.message = "appid_mismatch", "The developer tools are in tourist mode (touristappid): "+
-			"set appid to "+h.appID+orSandbox
+			"set appid to "+h.appID+", or start this service with -sandbox."
 	case appID != h.appID:
 		f.word, f.message = "appid_mismatch", fmt.Sprintf("The mini program has the AppID %s and this service has %s: "+
 			"fix appid in project.config.json, or WX_APPID with its AppSecret.", appID, h.appID)
-	case code == mockCode:
-		f.message = "The developer tools are in tourist mode: give the project an AppID of your own" + orSandbox
+	case code == mockCode && h.sandbox == nil:
+		f.message = "The developer tools are in tourist mode: give the project an AppID of your own, or start this " +
+			"service with -sandbox."
+	case h.sandbox != nil && strings.HasPrefix(code, "sandbox:"):
+		f.message = "The sandbox refuses this code as asked, or does not know what it asks for: see its log and the README."
 	}
-	if f.message != "" {
-		f.cause = f.message
-	}
+	f.cause = cmp.Or(f.message, f.cause)
+	return &f
 }
 
 // readCode returns the code in the body of r.
@@ -172,8 +184,10 @@ func readCode(w http.ResponseWriter, r *http.Request) (string, error) {
 	switch code := request.Code; {
 	case code == nil:
 		return "", invalid(`There is no code in the object: send {"code":"…"} with what wx.login gave.`)
-	case *code == "" || len(*code) > maxCode || strings.ContainsFunc(*code, notASCII):
-		return "", invalid("The code is not 1 to 128 ASCII characters, space to ~: send what wx.login gave, unchanged.")
+	case *code == "":
+		return "", invalid("The code is empty: send what wx.login gave.")
+	case len(*code) > maxCode || strings.ContainsFunc(*code, notASCII):
+		return "", invalid("The code is not 1 to 128 printable ASCII characters: send what wx.login gave, unchanged.")
 	}
 	return *request.Code, nil
 }
@@ -185,11 +199,15 @@ func invalid(message string) error { return &failure{word: "invalid_request", me
 // lostQuotes matches {code:…} and '{…: Windows shells make them of '{"code":"…"}'.
 var lostQuotes = regexp.MustCompile(`^('|\{\s*[^"}\s])`)
 
+// singleQuotes matches what Python's str(dict) gives.
+var singleQuotes = regexp.MustCompile(`^\{\s*'`)
+
 // notJSON says what people send instead of a JSON object, or nothing if it is none of that.
 func notJSON(body []byte, contentType string) string {
 	text := bytes.TrimSpace(body)
 	begins := func(prefix string) bool { return bytes.HasPrefix(body, []byte(prefix)) }
 	form := strings.Contains(contentType, "form") // x-www-form-urlencoded or form-data
+	multipart := strings.Contains(contentType, "multipart")
 	switch {
 	case len(text) == 0:
 		return `There is no body: send {"code":"…"} with what wx.login gave.`
@@ -199,10 +217,14 @@ func notJSON(body []byte, contentType string) string {
 		return "The body begins with a byte order mark (BOM): send UTF-8 without BOM."
 	case begins("\xff\xfe"), begins("\xfe\xff"), begins("{\x00"), begins("\x00{"):
 		return "The body is UTF-16: send UTF-8 without BOM."
-	case bytes.HasPrefix(text, []byte("code=")), form && text[0] != '{' && text[0] != '\'':
+	case bytes.HasPrefix(text, []byte("code=")), form && text[0] != '{' && (multipart || bytes.Contains(text, []byte("="))):
 		return `The body is a form: send the JSON object {"code":"…"}, as wx.request does by default.`
+	case singleQuotes.Match(text):
+		return `The body has single quotes: JSON needs double quotes, as in {"code":"…"}.`
 	case lostQuotes.Match(text):
-		return `The quotes were lost, as in a Windows shell: in cmd.exe put \ before each, in PowerShell use irm.`
+		return `The quotes were lost, as in a Windows shell: in cmd.exe write \" for each ", in PowerShell use Invoke-RestMethod.`
+	case len(text) > 0 && (text[0] == '[' || text[0] == '"') && json.Valid(text):
+		return `The body is JSON but not an object: send {"code":"…"}.`
 	}
 	return ""
 }
@@ -215,17 +237,6 @@ func requestID(r *http.Request) string {
 		return rand.Text()
 	}
 	return id
-}
-
-func writeJSON(w http.ResponseWriter, status int, id string, body any) {
-	text, _ := json.Marshal(body) // strings and numbers always marshal
-	header := w.Header()
-	header.Set("Content-Type", "application/json; charset=utf-8")
-	header.Set("Cache-Control", "no-store")
-	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("X-Request-Id", id)
-	w.WriteHeader(status)
-	w.Write(append(text, '\n'))
 }
 
 // logRequest writes the line of a request. f is nil if it did not fail.
@@ -244,7 +255,7 @@ func (h *handler) logRequest(r *http.Request, status int, f *failure, id string,
 		slog.Duration("duration", time.Since(start)),
 		slog.String("remote", r.RemoteAddr), slog.String("request_id", id))
 	if f != nil {
-		attrs = append(attrs, slog.String("error", f.word), slog.String("cause", f.cause))
+		attrs = append(attrs, slog.String("error", f.word), slog.String("cause", cmp.Or(f.cause, f.message, answers[f.word].message)))
 		if f.errcode != 0 {
 			attrs = append(attrs, slog.Int64("errcode", f.errcode))
 		}

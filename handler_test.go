@@ -174,7 +174,7 @@ func checkLog(t *testing.T, p *program, got result) map[string]any {
 	if cause, _ := record["cause"].(string); (cause != "") != (got.status >= 400) {
 		t.Errorf("got cause %q in the log for status %d", cause, got.status)
 	}
-	if duration, _ := record["duration"].(float64); duration <= 0 || duration > float64(time.Minute) {
+	if duration, _ := record["duration"].(float64); duration < 0 || duration > float64(time.Minute) {
 		t.Errorf("got duration %v in the log, want one in nanoseconds", record["duration"])
 	}
 	if remote, _ := record["remote"].(string); !strings.HasPrefix(remote, "127.0.0.1:") {
@@ -200,10 +200,12 @@ func TestFailures(t *testing.T) {
 		{"user_blocked", refuse(40226), 403, 40226, "", "high-risk"},
 		{"rate_limited", refuse(45011), 429, 45011, "60", "minute"},
 		{"misconfigured AppID", refuse(40013), 500, 40013, "", "WX_APPID mp.weixin.qq.com"},
-		{"misconfigured AppSecret", refuse(40125), 500, 40125, "", "shows none again a reset ends the old one everywhere"},
-		{"misconfigured address", refuse(40164), 500, 40164, "", "add 203.0.113.7, WeChat saw IP白名单 mp.weixin.qq.com"},
-		{"misconfigured frozen", refuse(40243), 500, 40243, "", "frozen mp.weixin.qq.com"},
-		{"misconfigured no AppID", refuse(41002), 500, 41002, "", "AppID changes the query HTTPS_PROXY"},
+		{"misconfigured AppSecret", refuse(40125), 500, 40125, "", "shows no AppSecret again ends the old one everywhere restart"},
+		{"misconfigured address", refuse(40164), 500, 40164, "", "saw 203.0.113.7 range minutes IP白名单 mp.weixin.qq.com"},
+		{"misconfigured frozen", refuse(40243), 500, 40243, "", "frozen ten minutes mp.weixin.qq.com"},
+		{"misconfigured https", refuse(43003), 500, 43003, "", "WX_BASE_URL https://"},
+		{"misconfigured path", refuse(40066), 500, 40066, "", "WX_BASE_URL path"},
+		{"misconfigured no AppID", refuse(41002), 500, 41002, "", "AppID changes the query proxy"},
 		{"misconfigured no AppSecret", refuse(41004), 500, 41004, "", "AppSecret changes the query"},
 		{"misconfigured no code", refuse(41008), 500, 41008, "", "code changes the query"},
 		{"misconfigured grant_type", refuse(40002), 500, 40002, "", "grant_type changes the query"},
@@ -215,7 +217,7 @@ func TestFailures(t *testing.T) {
 		{"wechat_error no object", say(`["openid"]`), 502, 0, "", "JSON"},
 		{"wechat_error too long", say(`{"openid":"o"}` + strings.Repeat(" ", 64<<10)), 502, 0, "", "64 KiB"},
 		{"wechat_error no openid", say(`{"errcode":0}`), 502, 0, "", "without an openid"},
-		{"wechat_unreachable", nil, 502, 0, "", "127.0.0.1:1: connection refused WX_BASE_URL"},
+		{"wechat_unreachable", nil, 502, 0, "", "127.0.0.1:1: connection refused firewall HTTPS_PROXY"},
 		{"wechat_unreachable half a reply", abort, 502, 0, "", "broke"},
 		{"wechat_busy", refuse(-1), 503, -1, "1", "busy"},
 		{"quota_exceeded", refuse(45009), 503, 45009, "", "quota"},
@@ -315,10 +317,10 @@ func TestRequestBody(t *testing.T) {
 		{"form", `code=x`, "", "", "form JSON"},
 		{"form by its type", `js_code=x&code=x`, form, "", "form JSON"},
 		{"form-data", "--x\r\n", "multipart/form-data; boundary=x", "", "form JSON"},
-		{"quotes lost in cmd.exe", `'{code:x}'`, form, "", "quotes cmd.exe PowerShell"},
+		{"quotes lost in cmd.exe", `'{code:x}'`, form, "", "quotes were lost cmd.exe PowerShell"},
 		{"quotes lost in cmd.exe, with a space", `'{code:`, form, "", "quotes cmd.exe"},
 		{"quotes lost in PowerShell", `{code:x}`, form, "", "quotes PowerShell"},
-		{"single quotes", `{'code':'x'}`, "", "", "quotes"},
+		{"single quotes", `{'code':'x'}`, "", "", "single double"},
 		{"byte order mark", "\ufeff" + quote("x"), "", "", "byte order mark BOM"},
 		{"UTF-16", "\xff\xfe" + utf16 + "\x00", form, "", "UTF-16 UTF-8"},
 		{"UTF-16, big-endian", "\xfe\xff\x00" + utf16, "", "", "UTF-16 UTF-8"},
@@ -330,13 +332,14 @@ func TestRequestBody(t *testing.T) {
 		{"no code", `{}`, "", "", "no code"},
 		{"null for code", `{"code":null}`, "", "", "no code"},
 		{"129 characters", quote(strings.Repeat("x", 129)), "", "", "128 characters"},
-		{"no characters", quote(""), "", "", "128 characters"},
+		{"no characters", quote(""), "", "", "empty"},
 		{"DEL", quote(long + "\x7f"), "", "", "ASCII characters"},
 		{"line break", quote(long + "\n"), "", "", "ASCII characters"},
 		{"null", `null`, "", "", "no code"},
-		{"array", `[{"code":"x"}]`, "", "", "not a JSON object"},
-		{"cut short", `{"code":"x"`, "", "", "not a JSON object"},
-		{"something after", `{"code":"x"}x`, "", "", "not a JSON object"},
+		{"array", `[{"code":"x"}]`, "", "", "not an object"},
+		{"string", `"x"`, form, "", "not an object"},
+		{"cut short", `{"code":"x"`, "", "", "one JSON object"},
+		{"something after", `{"code":"x"}x`, "", "", "one JSON object"},
 	}
 	var asked atomic.Int32
 	p := startService(t, func(w http.ResponseWriter, r *http.Request) {

@@ -18,6 +18,7 @@ import (
 	"log"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"runtime"
@@ -29,6 +30,7 @@ import (
 const healthTimeout = 5 * time.Second // of -healthy
 
 func main() {
+	signal.Ignore(syscall.SIGPIPE) // without a reader of the log, lines are lost and logins go on
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
@@ -57,7 +59,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if mode.check {
 		return check(ctx, c, stdout, stderr)
 	}
-	return start(ctx, c, stdout, stderr)
+	// A log that nobody reads blocks who writes to it, but may not block the end.
+	code, limit := make(chan int, 2), c.timeout+stopTimeout+lastRequests
+	context.AfterFunc(ctx, func() { time.AfterFunc(limit, func() { code <- 1 }) })
+	go func() { code <- start(ctx, c, stdout, stderr) }()
+	return <-code
 }
 
 // start runs the service until ctx is done. It returns the exit code.
@@ -119,7 +125,7 @@ func parseFlags(args []string, stdout, stderr io.Writer) (modes, error) {
 	case word != "" && flags.Lookup(word) != nil:
 		err = fmt.Errorf("%s is a flag: write -%s", word, word)
 	case word != "":
-		err = errors.New("wxopenid takes flags alone: settings are environment variables, which wxopenid -h lists")
+		err = errors.New("unknown word: wxopenid takes only flags. Settings are environment variables: see wxopenid -h")
 	case mode.check && mode.sandbox:
 		err = errors.New("-check asks the real WeChat: use it without -sandbox, which needs no check")
 	case flags.NFlag() > 1:
@@ -145,7 +151,17 @@ func versionLine() string {
 // check exchanges a made-up code. WeChat looks at the AppID and AppSecret first, so a refusal of
 // the code means that both are right. A sandbox refuses this code with 40029, too.
 func check(ctx context.Context, c config, stdout, stderr io.Writer) int {
-	_, err := newClient(c, newTransport(c), slog.New(slog.DiscardHandler)).openID(ctx, "sandbox:errcode=40029")
+	logger := newLogger(stderr)
+	for _, warning := range c.warnings {
+		logger.Warn(warning)
+	}
+	if c.tlsCert != "" {
+		if err := (&certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: logger}).load(); err != nil {
+			fmt.Fprintln(stderr, err)
+			return 1
+		}
+	}
+	_, err := newClient(c, slog.New(slog.DiscardHandler)).openID(ctx, "sandbox:errcode=40029")
 	f, failed := errors.AsType[*failure](err)
 	switch {
 	case !failed:
@@ -176,6 +192,9 @@ func healthy(getenv func(string) string, stderr io.Writer) int {
 	client := http.Client{Transport: transport, Timeout: healthTimeout}
 	resp, err := client.Get(scheme + "://" + addr + "/healthz")
 	if err != nil {
+		if urlErr, ok := errors.AsType[*url.Error](err); ok {
+			err = urlErr.Err // without the URL
+		}
 		fmt.Fprintf(stderr, "No service answers at ADDR (%v): start it, or use its ADDR and TLS_CERT.\n", err)
 		return 1
 	}
@@ -186,18 +205,3 @@ func healthy(getenv func(string) string, stderr io.Writer) int {
 	}
 	return 0
 }
-
-// settingsHelp is what -h prints about the settings.
-const settingsHelp = `Settings are environment variables. An empty one counts as not set.
-  WX_APPID           the mini program's AppID (required)
-  WX_APPSECRET       its AppSecret (required, or the next)
-  WX_APPSECRET_FILE  a file that holds the AppSecret alone
-  ADDR               listen address (default :2020, with -sandbox 127.0.0.1:2020)
-  WX_BASE_URL        base URL of WeChat's API; after a comma, the ones to fall back on
-                     (default ` + wechatURLs + `)
-  WX_TIMEOUT         time limit of one exchange with WeChat (default 5s)
-  MAX_INFLIGHT       most exchanges with WeChat at a time; one more is refused (default 1024)
-  MAX_CONNS          most connections from callers at a time; more wait (default 10000)
-  TLS_CERT, TLS_KEY  PEM files, to serve HTTPS: both or neither
-HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured for requests to WeChat.
-`

@@ -18,7 +18,7 @@ import (
 
 const (
 	testAppID  = "wx0123456789abcdef"
-	testSecret = "5ecre7f0r7e575a1b2c3d4e5f6a7b8c9"
+	testSecret = "5ecef00dfeedfacea1b2c3d4e5f6a7b8"
 	nobody     = "http://127.0.0.1:1" // where nothing listens
 )
 
@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 		os.Args = append(os.Args[:1], strings.Fields(args)...)
 		main()
 	}
-	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "all_proxy",
 		"WX_APPID", "WX_APPSECRET", "WX_APPSECRET_FILE", "ADDR", "WX_BASE_URL", "WX_TIMEOUT", "MAX_INFLIGHT", "MAX_CONNS",
 		"TLS_CERT", "TLS_KEY"} {
 		os.Unsetenv(name)
@@ -194,7 +194,7 @@ func TestFlags(t *testing.T) {
 			"127.0.0.1:2020 WX_BASE_URL " + wechatURLs + " WX_TIMEOUT 5s MAX_INFLIGHT 1024 MAX_CONNS 10000 TLS_CERT TLS_KEY", ""},
 		{"unknown flag", "-sandbx", 2, "", "-sandbx -h"},
 		{"flag without its dash", "sandbox", 2, "", "write -sandbox"},
-		{"stray word", "hunter2", 2, "", "flags alone environment variables"},
+		{"stray word", "hunter2", 2, "", "only flags environment variables"},
 		{"check of a sandbox", "-sandbox -check", 2, "", "-check without -sandbox"},
 		{"two modes", "-version -healthy", 2, "", "one at a time"},
 		{"no settings", "", 2, "", "WX_APPID WX_APPSECRET -sandbox"},
@@ -241,7 +241,7 @@ func TestCheck(t *testing.T) {
 		{"frequency", refuse(45011), 1, "minute"},
 		{"an openid", say(`{"openid":"o"}`), 1, "not WeChat WX_BASE_URL"},
 		{"not WeChat", say(`<html>`), 1, "JSON WX_BASE_URL"},
-		{"no connection", nil, 1, "127.0.0.1:1 refused WX_BASE_URL"},
+		{"no connection", nil, 1, "127.0.0.1:1 refused firewall"},
 		{"timeout", hang, 1, "WX_TIMEOUT"},
 		{"sandbox", newSandbox().ServeHTTP, 0, testAppID},
 	}

@@ -32,33 +32,19 @@ type sandbox struct {
 	used, older map[[sha256.Size]byte]bool // the hashes of the last maxUsed codes, and of up to as many before
 }
 
-// curlLine is a command for sh and cmd.exe that gets an openid from the sandbox at addr.
-func curlLine(https bool, addr net.Addr) string {
-	host, port, _ := net.SplitHostPort(addr.String())
-	if net.ParseIP(host).IsUnspecified() {
-		host = "localhost"
-	}
-	curl, scheme := "curl", "http"
-	if https {
-		curl, scheme = "curl -k", "https"
-	}
-	return fmt.Sprintf(`%s -d "{\"code\":\"%s\"}" %s://%s/openid`, curl, mockCode, scheme, net.JoinHostPort(host, port))
-}
-
 // startSandbox starts the fake WeChat on a loopback port of its own, out of reach of certificates
-// and proxies, and has c ask it.
-func startSandbox(c *config, log *slog.Logger) (*http.Server, error) {
+// and proxies, and returns its base URL.
+func startSandbox(c config, log *slog.Logger) (*http.Server, *url.URL, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	server := &http.Server{
 		Handler:           &sandbox{appID: c.appID, appSecret: c.appSecret, log: log},
 		ReadHeaderTimeout: time.Minute,
 	}
 	go server.Serve(listener)
-	c.baseURLs = []*url.URL{{Scheme: "http", Host: listener.Addr().String()}}
-	return server, nil
+	return server, &url.URL{Scheme: "http", Host: listener.Addr().String()}, nil
 }
 
 // ServeHTTP answers as jscode2session does: 200 and text/plain, also for errors

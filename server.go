@@ -23,14 +23,11 @@ import (
 const (
 	headerTimeout = 15 * time.Second // for the header of a request to arrive; its body has bodyTimeout
 	answerTimeout = 5 * time.Second  // for the answer to leave, after body and exchange
-	keepAlive     = 2 * time.Minute  // for the next request on a connection
+	keepAlive     = 65 * time.Minute // for the next request on a connection; Envoy keeps one for 60
 	maxHeader     = 4 << 10          // bytes; net/http allows 4 KiB more
 	lastRequests  = time.Second      // for requests on kept connections, while stopping
 	stopTimeout   = 5 * time.Second  // beyond WX_TIMEOUT, for requests under way to end
 	certInterval  = 5 * time.Second  // between two looks at the certificate's files
-
-	connectTimeout = 2 * time.Second  // for TCP with DNS to WeChat, and again for TLS
-	idleTimeout    = 10 * time.Minute // how long an unused connection to WeChat is kept
 )
 
 // serve answers until ctx is done, and the requests then under way have ended.
@@ -38,16 +35,16 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 	logger.Info("listening", "addr", l.Addr().String())
 	var fake http.Handler
 	if c.sandbox {
-		s, err := startSandbox(&c, logger)
+		s, url, err := startSandbox(c, logger)
 		if err != nil {
 			return err
 		}
 		defer s.Close()
-		fake = s.Handler
+		fake, c.baseURLs = s.Handler, append(c.baseURLs, url)
 		logger.Warn("this is a sandbox: a fake WeChat answers, and the openids are made up")
 		fmt.Fprintln(stdout, curlLine(l.tls != nil, l.Addr()))
 	}
-	h := &handler{wechat: newClient(c, newTransport(c), logger), appID: c.appID, log: logger, sandbox: fake}
+	h := &handler{wechat: newClient(c, logger), appID: c.appID, log: logger, sandbox: fake}
 	server := newServer(c, h, l, logger)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
@@ -70,6 +67,19 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 	return nil
 }
 
+// curlLine is a command for sh and cmd.exe that gets an openid from the sandbox at addr.
+func curlLine(https bool, addr net.Addr) string {
+	host, port, _ := net.SplitHostPort(addr.String())
+	if net.ParseIP(host).IsUnspecified() {
+		host = "localhost"
+	}
+	curl, scheme := "curl", "http"
+	if https {
+		curl, scheme = "curl -k", "https"
+	}
+	return fmt.Sprintf(`%s -d "{\"code\":\"%s\"}" %s://%s/openid`, curl, mockCode, scheme, net.JoinHostPort(host, port))
+}
+
 func newServer(c config, h http.Handler, l *listener, logger *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:                      h,
@@ -80,23 +90,6 @@ func newServer(c config, h http.Handler, l *listener, logger *slog.Logger) *http
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is answered as any other path
 		ConnState:                    l.connState,
 		ErrorLog:                     log.New(serverLog{logger}, "", 0),
-	}
-}
-
-// newTransport returns what keeps the connections to WeChat, and bounds their number.
-func newTransport(c config) *http.Transport {
-	maxConns := max(256, c.maxInflight/4)
-	// A dead connection is found within 30 s, so that it is not used minutes later.
-	probes := net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
-	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: connectTimeout, KeepAliveConfig: probes}).DialContext,
-		TLSHandshakeTimeout:    connectTimeout,
-		DisableCompression:     true,
-		MaxConnsPerHost:        maxConns,
-		MaxIdleConnsPerHost:    maxConns,
-		IdleConnTimeout:        idleTimeout,
-		MaxResponseHeaderBytes: maxReply,
 	}
 }
 
@@ -181,6 +174,7 @@ type certificate struct {
 	certFile, keyFile string
 	log               *slog.Logger
 	pair              atomic.Pointer[tls.Certificate]
+	warned            string // the last warning about its time
 }
 
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.pair.Load(), nil }
@@ -198,11 +192,12 @@ func (c *certificate) follow(ctx context.Context) {
 		logged = ""
 		if err != nil {
 			logged = err.Error()
+			c.warnOfTime()
 		}
 	}
 }
 
-// load reads the files. It warns of a new certificate that phones will refuse.
+// load reads the files. It warns of a certificate that phones will refuse.
 func (c *certificate) load() error {
 	certPEM, err := os.ReadFile(c.certFile)
 	if err != nil {
@@ -217,14 +212,28 @@ func (c *certificate) load() error {
 		return fmt.Errorf("TLS_CERT and TLS_KEY cannot be used (%w): use PEM files, leaf first, without password", err)
 	}
 	old := c.pair.Swap(&pair)
-	if old != nil && slices.EqualFunc(old.Certificate, pair.Certificate, bytes.Equal) {
-		return nil
+	if old == nil || !slices.EqualFunc(old.Certificate, pair.Certificate, bytes.Equal) {
+		c.warned = ""
+		if leaf := pair.Leaf; len(pair.Certificate) == 1 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
+			c.log.Warn("TLS_CERT has no intermediate certificate, so phones refuse it: use the full chain")
+		}
 	}
-	if leaf := pair.Leaf; len(pair.Certificate) == 1 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
-		c.log.Warn("TLS_CERT has no intermediate certificate, so phones refuse it: use the full chain")
-	}
-	if time.Now().After(pair.Leaf.NotAfter) {
-		c.log.Warn("the certificate in TLS_CERT has expired, so phones refuse it: renew it")
-	}
+	c.warnOfTime()
 	return nil
+}
+
+// warnOfTime warns once of a certificate that has expired, and once of one that soon will.
+func (c *certificate) warnOfTime() {
+	leaf, warning := c.pair.Load().Leaf, ""
+	left, life := time.Until(leaf.NotAfter), leaf.NotAfter.Sub(leaf.NotBefore)
+	switch {
+	case left <= 0:
+		warning = "the certificate in TLS_CERT has expired, so phones refuse it: renew it"
+	case left < min(7*24*time.Hour, life/3):
+		warning = "the certificate in TLS_CERT expires on " + leaf.NotAfter.UTC().Format(time.DateTime) + " UTC: renew it"
+	}
+	if warning != c.warned && warning != "" {
+		c.log.Warn(warning)
+	}
+	c.warned = warning
 }

@@ -45,7 +45,7 @@ func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	a := &authority{key: must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
 	a.cert = a.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotAfter: time.Now().Add(time.Hour)})
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)})
 	return a
 }
 
