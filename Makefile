@@ -44,7 +44,7 @@ lint: ## run the linters
 	  diff miniprogram/openid.d.ts "$$types/openid.d.ts" && rm -r "$$types" && \
 	  NODE_PATH="$$modules" node -e "const c = require(\"miniprogram-compiler\"); c.wxmlToJs(\"miniprogram\"); c.wxssToJs(\"miniprogram\")"'
 
-check: lint test ## lint and test
+check: test lint ## test and lint
 
 bench: ## compare the cost with other ways to do the job
 	go run ./measure bench
