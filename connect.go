@@ -48,6 +48,7 @@ func newBase(u *url.URL, step time.Duration, maxConns int) *base {
 		TLSClientConfig:        &tls.Config{},
 		TLSHandshakeTimeout:    step, // behind a proxy
 		DisableCompression:     true,
+		MaxConnsPerHost:        maxConns, // or a turn that comes before its connection is back would open one more
 		MaxIdleConnsPerHost:    maxConns,
 		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxReply,

@@ -448,17 +448,27 @@ func TestAppIDMismatch(t *testing.T) {
 		{"host that begins so", "https://servicewechat.com.example/" + other + page, "x1", "invalid_code", "AppID"},
 		{"host that ends so", "https://example.com/?https://servicewechat.com/" + other + page, "x1", "invalid_code", "AppID"},
 		{"another page", "https://servicewechat.com/" + other + "/27/", "x1", "invalid_code", "AppID"},
+		{"plug-in", "https://servicewechat.com/" + other + page + "#plugin", "x1", "invalid_code", "AppID"},
 		{"no AppID", "https://servicewechat.com/" + page, "x1", "invalid_code", "AppID"},
 		{"something after", "https://servicewechat.com/" + other + page + "?x", "x1", "invalid_code", "AppID"},
 		{"markup", "https://servicewechat.com/<b>wx</b>" + page, "x1", "invalid_code", "AppID"},
 		{"too long", "https://servicewechat.com/" + strings.Repeat("w", 200) + page, "x1", "invalid_code", "AppID"},
 	}
 	p := startService(t, func(w http.ResponseWriter, r *http.Request) {
-		refuse(map[bool]int{true: 40163, false: 40029}[r.FormValue("js_code") == "used"])(w, r)
+		errcode := 40029
+		if r.FormValue("js_code") == "used" {
+			errcode = 40163
+		}
+		refuse(errcode)(w, r)
 	})
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got := post(t, p.url+"/openid", `{"code":"`+test.code+`"}`, "Referer", test.referer)
+			referer, plugin := strings.CutSuffix(test.referer, "#plugin")
+			header := []string{"Referer", referer}
+			if plugin {
+				header = append(header, "X-WECHAT-HOSTSIGN", "{}")
+			}
+			got := post(t, p.url+"/openid", `{"code":"`+test.code+`"}`, header...)
 			checkFailure(t, got, 400, test.error)
 			checkLog(t, p, got)
 			checkWords(t, "the answer", got.Message, test.message)

@@ -89,6 +89,14 @@ func startProgram(t testing.TB, env map[string]string, args ...string) *program 
 // startProcess runs the program in a process of its own until the test ends.
 func startProcess(t testing.TB, env map[string]string, args string) *program {
 	t.Helper()
+	p := startProcessTo(t, nil, env, args)
+	p.listening(t, env)
+	return p
+}
+
+// startProcessTo has the log go to a file, if there is one, and does not wait for it.
+func startProcessTo(t testing.TB, log *os.File, env map[string]string, args string) *program {
+	t.Helper()
 	if runtime.GOOS == "windows" {
 		t.Skip("a process cannot be told to stop there")
 	}
@@ -98,6 +106,9 @@ func startProcess(t testing.TB, env map[string]string, args string) *program {
 		p.cmd.Env = append(p.cmd.Env, name+"="+value)
 	}
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.log
+	if log != nil {
+		p.cmd.Stderr = log
+	}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +118,6 @@ func startProcess(t testing.TB, env map[string]string, args string) *program {
 		return p.cmd.ProcessState.ExitCode()
 	})
 	t.Cleanup(func() { p.cmd.Process.Kill(); p.stop() })
-	p.listening(t, env)
 	return p
 }
 
@@ -303,6 +313,30 @@ func TestHealthy(t *testing.T) {
 			checkWords(t, "standard output", stdout, "")
 			checkWords(t, "standard error", stderr, test.says)
 		})
+	}
+}
+
+// TestLogWithoutReader has the log's pipe closed, which ends other programs by SIGPIPE.
+func TestLogWithoutReader(t *testing.T) {
+	t.Parallel()
+	read, write, _ := os.Pipe()
+	p := startProcessTo(t, write, nil, "-sandbox")
+	write.Close()
+	in := bufio.NewReader(read)
+	for p.addr == "" {
+		var record struct{ Addr string }
+		json.Unmarshal(must(in.ReadBytes('\n')), &record)
+		p.addr = record.Addr
+	}
+	p.url = "http://" + p.addr
+	read.Close()
+	for range 2 {
+		if got := post(t, p.url+"/openid", `{"code":"the code is a mock one"}`); got.status != 200 {
+			t.Errorf("got %d %s, want 200", got.status, got.body)
+		}
+	}
+	if code := p.stop(); code != 0 {
+		t.Errorf("got exit code %d, want 0", code)
 	}
 }
 

@@ -447,6 +447,7 @@ func TestCertificate(t *testing.T) {
 		return root.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Date(end, 1, 1, 0, 0, 0, 0, time.UTC)})
 	}
 	first, second, third, lone, expired := leaf(2001), leaf(2001), leaf(2001), leaf(2001), leaf(1999)
+	soon := root.sign(t, &x509.Certificate{NotAfter: time.Date(2000, 1, 1, 2, 0, 0, 0, time.UTC)})
 	certFile, keyFile := root.write(t, dir, first, root.cert)
 	synctest.Test(t, func(t *testing.T) {
 		log := &output{}
@@ -472,7 +473,11 @@ func TestCertificate(t *testing.T) {
 			{"without its intermediate", func() { root.write(t, dir, lone) }, lone, "WARN intermediate"},
 			{"expired", func() { root.write(t, dir, expired, root.cert) }, expired, "WARN expired"},
 			{"self-signed", func() { root.write(t, dir, root.cert) }, root.cert, ""},
-			{"gone", func() { os.Remove(keyFile) }, root.cert, "ERROR stays in use"},
+			{"less than seven days to go", func() { root.write(t, dir, soon, root.cert) }, soon, "WARN expires on 2000-01-01"},
+			{"half an hour later", func() { time.Sleep(time.Hour / 2) }, soon, ""},
+			{"when they are over", func() { time.Sleep(2 * time.Hour) }, soon, "WARN has expired"},
+			{"and later", func() { time.Sleep(time.Hour) }, soon, ""},
+			{"gone", func() { root.write(t, dir, root.cert); time.Sleep(10 * time.Second); os.Remove(keyFile) }, root.cert, "ERROR stays in use"},
 		}
 		for _, step := range steps {
 			before := len(log.String())
