@@ -1,80 +1,59 @@
-//go:build linux
-
 package main
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
-	"log"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
 
-const (
-	appID  = "wx0123456789abcdef"
-	secret = "0123456789abcdef0123456789abcdef"
-)
-
-// A process is a server that runs beside this program.
+// A process is a build that runs, with the client of its callers.
 type process struct {
-	cmd   *exec.Cmd
-	addr  string
-	said  strings.Builder // its standard error without the lines of requests; complete after ended
-	ended chan struct{}
+	*exec.Cmd
+	addr   string
+	client http.Client
 }
 
-// start executes a server and returns when it listens. Settings are NAME=value.
-func start(command []string, settings ...string) *process {
-	p := &process{cmd: exec.Command(command[0], command[1:]...), ended: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), "ADDR=127.0.0.1:0", "WX_APPID="+appID, "WX_APPSECRET="+secret)
-	p.cmd.Env = append(p.cmd.Env, settings...)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	stderr, err := p.cmd.StderrPipe()
+// start executes a build, in the cgroup if there is one, and returns when it accepts connections.
+func start(b build) *process {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	check(err)
-	check(p.cmd.Start())
-	listens := make(chan string, 1)
-	go func() {
-		defer close(p.ended)
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			if strings.Contains(lines.Text(), `"msg":"request"`) || p.said.Len() > 10_000 {
-				continue
-			}
-			fmt.Fprintln(&p.said, lines.Text())
-			var line struct{ Addr string }
-			if json.Unmarshal(lines.Bytes(), &line); line.Addr != "" {
-				listens <- line.Addr
-			}
+	listener.Close() // the build takes its place
+	p := &process{addr: listener.Addr().String()}
+	p.client = http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 10_000}}
+	inGroup := `if [ "$GROUP" ]; then echo $$ >"$GROUP/cgroup.procs"; fi; exec "$0" "$@"`
+	p.Cmd = exec.Command("sh", append([]string{"-c", inGroup}, b...)...)
+	p.Env = append(os.Environ(), "ADDR="+p.addr)
+	p.Stderr = io.Discard // by a pipe, as from a supervisor
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	check(p.Start())
+	for range 500 {
+		if conn, err := net.Dial("tcp", p.addr); err == nil {
+			conn.Close()
+			return p
 		}
-		p.cmd.Wait()
-	}()
-	select {
-	case p.addr = <-listens:
-	case <-p.ended:
-		log.Fatalf("%v does not listen: %s", p.cmd, &p.said)
+		time.Sleep(20 * time.Millisecond)
 	}
-	return p
+	check(fmt.Errorf("%v does not listen at ADDR=%s", b, p.addr))
+	return nil
 }
 
-// stop asks p to end, and returns its exit status.
-func (p *process) stop() int {
-	p.cmd.Process.Signal(syscall.SIGTERM)
-	<-p.ended
-	return p.cmd.ProcessState.ExitCode()
+func (p *process) kill() {
+	p.Process.Kill()
+	p.Wait()
 }
 
-func (p *process) proc(name string) string {
-	return fmt.Sprintf("/proc/%d/%s", p.cmd.Process.Pid, name)
-}
-
-// cpu is the processor time that p has taken so far. /proc/PID/stat has it in
-// hundredths of a second, this in nanoseconds.
+// cpu is the processor time that p has taken. /proc/PID/stat has it in hundredths of a second only.
 func (p *process) cpu() (sum time.Duration) {
-	threads, err := filepath.Glob(p.proc("task/*/schedstat"))
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.Process.Pid))
 	check(err)
 	for _, thread := range threads {
 		sum += time.Duration(number(thread, ""))
@@ -82,58 +61,76 @@ func (p *process) cpu() (sum time.Duration) {
 	return sum
 }
 
-// rss is the memory that p has now, and peak the most that it ever had, in KiB.
-func (p *process) rss() float64  { return float64(number(p.proc("status"), "VmRSS:")) }
-func (p *process) peak() float64 { return float64(number(p.proc("status"), "VmHWM:")) }
+// peak is the most memory that p ever had, in KiB, or 0 if it is dead.
+func (p *process) peak() int { return number(fmt.Sprintf("/proc/%d/status", p.Process.Pid), "VmHWM:") }
 
-// fds is the number of p's file descriptors.
-func (p *process) fds() int {
-	fds, err := os.ReadDir(p.proc("fd"))
-	check(err)
-	return len(fds)
-}
-
-// number returns the first number after a word in a file.
-func number(file, word string) (n int64) {
-	text, err := os.ReadFile(file)
-	check(err)
+// number returns the first number after a word in a file, or 0.
+func number(file, word string) (n int) {
+	text, _ := os.ReadFile(file)
 	_, after, _ := strings.Cut(string(text), word)
-	_, err = fmt.Sscan(after, &n)
-	check(err)
+	fmt.Sscan(after, &n)
 	return n
 }
 
-// A cgroup is the directory of one that has a limit.
-type cgroup string
-
-// newCgroup returns an error where none can be made. The two versions of cgroups have other names
-// for the same things.
-func newCgroup(controller string, limit int) (cgroup, error) {
-	parent, file := "/sys/fs/cgroup", controller+".max"
-	if _, err := os.Stat(parent + "/cgroup.controllers"); err != nil { // version 1
-		parent += "/" + controller
-		file = map[string]string{"cpu": "cpu.cfs_quota_us", "memory": "memory.limit_in_bytes"}[controller]
-	}
-	group := fmt.Sprintf("%s/measure-%d", parent, os.Getpid())
-	if err := os.Mkdir(group, 0o755); err != nil {
-		return "", err
-	}
-	return cgroup(group), os.WriteFile(group+"/"+file, fmt.Append(nil, limit), 0)
+// A login gave "openid", or what came instead.
+type login struct {
+	begin, end time.Time
+	outcome    string
 }
 
-// command executes a command in the cgroup.
-func (g cgroup) command(command ...string) []string {
-	return append([]string{"sh", "-c", `echo $$ > "$0/cgroup.procs" && exec "$@"`, string(g)}, command...)
-}
+func (l login) took() time.Duration { return l.end.Sub(l.begin) }
 
-// peak is the most memory that was in use at a time, the kernel's for connections included, in MiB.
-func (g cgroup) peak() int64 {
-	file := string(g) + "/memory.peak"
-	if _, err := os.Stat(file); err != nil { // version 1
-		file = string(g) + "/memory.max_usage_in_bytes"
+type logins []login
+
+func (ls logins) count(outcome string) (n int) {
+	for _, l := range ls {
+		if l.outcome == outcome {
+			n++
+		}
 	}
-	return number(file, "") >> 20
+	return n
 }
 
-// remove works when the processes in it have ended.
-func (g cgroup) remove() { os.Remove(string(g)) }
+func (ls logins) String() string {
+	outcomes := make(map[string]int)
+	for _, l := range ls {
+		outcomes[l.outcome]++
+	}
+	return fmt.Sprint(outcomes)
+}
+
+// logins has each caller make one login, or one after the other for a time, while WeChat takes delay.
+func (p *process) logins(callers int, delay, length time.Duration) (all logins) {
+	body := fmt.Sprintf(`{"code":"%030dms"}`, delay.Milliseconds()) // a code as long as WeChat's
+	var running sync.WaitGroup
+	var mu sync.Mutex
+	for last := time.Now().Add(length); callers > 0; callers-- {
+		running.Go(func() {
+			for again := true; again; again = time.Now().Before(last) {
+				begin := time.Now()
+				outcome := p.login(body)
+				mu.Lock()
+				all = append(all, login{begin, time.Now(), outcome})
+				mu.Unlock()
+			}
+		})
+	}
+	running.Wait()
+	return all
+}
+
+func (p *process) login(body string) (outcome string) {
+	resp, err := p.client.Post("http://"+p.addr+"/openid", "application/json", strings.NewReader(body))
+	if err != nil {
+		words := strings.Split(err.Error(), ": ")
+		return words[len(words)-1] // without addresses
+	}
+	defer resp.Body.Close()
+	var answer struct{ OpenID, Error string }
+	json.NewDecoder(resp.Body).Decode(&answer)
+	io.Copy(io.Discard, resp.Body) // or the connection is not kept
+	if resp.StatusCode == http.StatusOK && answer.OpenID != "" {
+		return "openid"
+	}
+	return fmt.Sprint(resp.StatusCode, " ", answer.Error)
+}
