@@ -1,28 +1,27 @@
 #!/bin/sh
 # Measures the service on Linux: sh measure/measure.sh bench|cold|flood|rolling|failover [BINARY...]
 # The service is built from here, unless SERVICE names its binary. bench and cold compare it with the leanest net/http
-# loop, and with each BINARY. See make help.
+# loop, and with each BINARY. Relative paths begin at the root of the repository.
 set -eu
-root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$(dirname "$0")/.."
 dir=$(mktemp -d) failed=0 GROUP=''
 front=$((20000 + $$ % 4000 * 3)) a=$((front + 1)) b=$((front + 2)) # below the ports of outgoing connections
 
+end() { { kill -KILL "$@"; wait "$@"; } 2>>"$dir/log" || true; }
+
 # clean leaves no process, cgroup or directory behind. What measure has started dies with it.
 clean() {
-  jobs -p >"$dir/jobs"
-  kill -KILL $(cat "$dir/jobs") 2>/dev/null || true
-  wait
-  while [ -d "$GROUP" ] && ! rmdir "$GROUP" 2>/dev/null; do sleep 0.1; done
+  trap '' INT TERM; jobs -p >"$dir/jobs"
+  end $(cat "$dir/jobs")
+  while [ -d "$GROUP" ] && ! rmdir "$GROUP" 2>>"$dir/log"; do sleep 0.1; done
   rm -rf "$dir"
 }
 trap clean EXIT
-trap 'exit 130' INT TERM
+trap 'trap "" INT TERM; exit 130' INT TERM
 
 # Both work in the background: a signal has to wait for the end of a command in the foreground.
-start() { "$@" 2>>"$dir/log" & pid=$!; }
-measure() { "$dir/measure" "$@" & wait $! || failed=1; }
-
-# promise HELD WORDS
+start() { "$@" >>"$dir/log" 2>&1 & pid=$!; }
+measure() { name=$1; shift; "$dir/$name" "$SERVICE" "$dir/lean" "$@" & wait $! || failed=1; }
 promise() { if [ "$1" = 1 ]; then echo "  held: $2"; else echo "  NOT HELD: $2"; failed=1; fi; }
 
 # limit CONTROLLER NUMBER: makes a cgroup for what measure starts.
@@ -50,8 +49,7 @@ load() {
   printf '{"code":"%s"}' "$4" >"$dir/body"
   echo "POST $1/openid" >"$dir/target"
   start "$dir/vegeta" attack -insecure -targets "$dir/target" -body "$dir/body" -rate "$2" -duration "$3s" \
-    -output "$dir/results"
-  load=$pid
+    -output "$dir/results"; load=$pid
 }
 
 # report SINCE WORDS: promises an openid to each login that began after that, in ns.
@@ -63,17 +61,14 @@ report() {
 }
 
 copy() { start env ADDR="127.0.0.1:$1" "$SERVICE" -sandbox; up "http://127.0.0.1:$1/healthz"; }
-end() { kill -KILL "$@"; wait "$@" || true; }
 stop() { kill "$1"; wait "$1" || promise 0 'a copy exits with 0'; }
 
 # behind SCHEME BALANCER...: restarts two copies in turn behind a load balancer.
 behind() {
-  url=$1://127.0.0.1:$front
-  shift
+  url=$1://127.0.0.1:$front; shift
   command -v "$1" >"$dir/path" || { echo "$1 is not on PATH: skipped"; return; }
   echo "Two copies, restarted six times each, behind $1:"
-  copy $a; first=$pid
-  copy $b; second=$pid
+  copy $a; first=$pid; copy $b; second=$pid
   start "$@"; balancer=$pid
   up "$url/healthz"
   load "$url" 400 30 sandbox:delay=50ms
@@ -86,25 +81,25 @@ behind() {
 }
 
 rolling() {
-  cd "$dir"
   { echo "daemon off; master_process off; pid $dir/pid; events { worker_connections 4096; } http {"
-    sed -E -e '/listen \[::\]|limit_req zone/d' -e "s/listen 443 /listen $front /; s|/var/log/nginx|$dir|" \
-      -e "s|(ssl_certificate(_key)? +).*;|\1$SSL_CERT_FILE;|; s/:2020/:$a/; s/:2021/:$b/" "$root/deploy/nginx.conf"
-    echo '}'; } >nginx.conf
+    sed -E -e '/listen \[::\]|limit_req zone/d' -e "s/listen 443 /listen 127.0.0.1:$front /; s|/var/log/nginx|$dir|" \
+      -e "s|(ssl_certificate(_key)? +).*;|\1$SSL_CERT_FILE;|; s/:2020/:$a/; s/:2021/:$b/" deploy/nginx.conf
+    echo '}'; } >"$dir/nginx.conf"
   behind https nginx -e stderr -c "$dir/nginx.conf"
   printf '%s\n' defaults ' mode http' ' timeout connect 2s' ' timeout client 30s' ' timeout server 8s' \
-    ' option redispatch 1' 'listen wxopenid' " bind :$front" " server a :$a" " server b :$b" >haproxy.cfg
-  behind http haproxy -db -f haproxy.cfg
-  [ -e "$root/deploy/Caddyfile" ] || { echo 'deploy/Caddyfile is not there: skipped'; return; }
-  sed -e "s|api.example.com|http://:$front|; s/:2020/:$a/; s/:2021/:$b/" "$root/deploy/Caddyfile" >Caddyfile
-  export CADDY_ADMIN=localhost:$((front + 10000)) XDG_DATA_HOME="$dir" XDG_CONFIG_HOME="$dir"
-  behind http caddy run --adapter caddyfile --config Caddyfile
+    ' option redispatch 1' 'listen wxopenid' " bind 127.0.0.1:$front" " server a 127.0.0.1:$a" \
+    " server b 127.0.0.1:$b" >"$dir/haproxy.cfg"
+  behind http haproxy -db -f "$dir/haproxy.cfg"
+  [ -e deploy/Caddyfile ] || { echo 'deploy/Caddyfile is not there: skipped'; return; }
+  sed "s|api.example.com|http://127.0.0.1:$front|; s/:2020/:$a/; s/:2021/:$b/" deploy/Caddyfile >"$dir/Caddyfile"
+  export CADDY_ADMIN="127.0.0.1:$((front + 12000))" XDG_DATA_HOME="$dir" XDG_CONFIG_HOME="$dir"
+  behind http caddy run --adapter caddyfile --config "$dir/Caddyfile"
 }
 
 # without SIGNAL: sends it to the first of two base URLs under load.
 without() {
   echo "SIG$1 to the first of two base URLs after 3 s:"
-  start env ADDR="127.0.0.1:$b" "$dir/measure" wechat; first=$pid
+  start env ADDR="127.0.0.1:$b" "$dir/wechat"; first=$pid
   up "https://127.0.0.1:$b"
   start env ADDR="127.0.0.1:$front" WX_BASE_URL="https://127.0.0.1:$b,$WX_BASE_URL" "$SERVICE"; service=$pid
   up "http://127.0.0.1:$front/healthz"
@@ -114,25 +109,25 @@ without() {
   end $first $service
 }
 
-build() { CGO_ENABLED=0 go build -C "$root/$1" -trimpath -ldflags='-s -w' -o "$dir/$2" .; } # as make build does
+build() { CGO_ENABLED=0 go build -C "$1" -trimpath -ldflags='-s -w' -o "$dir/$2" .; } # as make build does
 
-program=${1:-help}
-shift $(($# > 0))
+program=${1:-}
 case $program in
-  bench|cold|flood) ;;
-  rolling|failover) GOBIN=$dir go install github.com/tsenart/vegeta/v12@v12.13.0 ;;
+  bench | cold | flood) ;;
+  rolling | failover) GOBIN=$dir go install github.com/tsenart/vegeta/v12@v12.13.0 ;;
   *) sed -n '2,4s/^# //p' "$0"; exit 2 ;;
 esac
+shift
 [ "${SERVICE:-}" ] || build . wxopenid
 build measure measure
-# The service trusts this certificate, and the fake WeChat has it.
-export SSL_CERT_FILE="$dir/wechat.pem"
+for name in wechat lean bench burst starved flood; do ln -s measure "$dir/$name"; done
+export SERVICE="${SERVICE:-$dir/wxopenid}"
+export WX_APPID=wx0123456789abcdef WX_APPSECRET=0123456789abcdef0123456789abcdef WX_BASE_URL="https://127.0.0.1:$a"
+export SSL_CERT_FILE="$dir/wechat.pem" # the service trusts it, and the fake WeChat has it
 openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 \
   -keyout "$SSL_CERT_FILE" -out "$SSL_CERT_FILE" 2>>"$dir/log"
-export SERVICE="${SERVICE:-$dir/wxopenid}" WX_BASE_URL="https://127.0.0.1:$a"
-export WX_APPID=wx0123456789abcdef WX_APPSECRET=0123456789abcdef0123456789abcdef
-[ $program = rolling ] || { start env ADDR="127.0.0.1:$a" "$dir/measure" wechat; up "$WX_BASE_URL"; }
-manifest=$root/deploy/kubernetes.yaml
+[ $program = rolling ] || { start env ADDR="127.0.0.1:$a" "$dir/wechat"; up "$WX_BASE_URL"; }
+manifest=deploy/kubernetes.yaml
 case $program in
   bench) measure bench "$@" ;;
   cold) measure burst "$@"; if limit cpu 10000; then measure starved "$@"; fi ;; # µs of each 100,000

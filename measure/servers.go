@@ -6,31 +6,32 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 )
 
-// A process is a build that runs, with the client of its callers.
+// A process is a binary that runs, with the client of its callers.
 type process struct {
 	*exec.Cmd
 	addr   string
 	client http.Client
 }
 
-// start executes a build, in the cgroup if there is one, and returns when it accepts connections.
-func start(b build) *process {
+// start executes a binary, in the cgroup if there is one, and returns when it accepts connections.
+func start(binary string) *process {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	check(err)
-	listener.Close() // the build takes its place
+	listener.Close() // the binary takes its place
 	p := &process{addr: listener.Addr().String()}
 	p.client = http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 10_000}}
-	inGroup := `if [ "$GROUP" ]; then echo $$ >"$GROUP/cgroup.procs"; fi; exec "$0" "$@"`
-	p.Cmd = exec.Command("sh", append([]string{"-c", inGroup}, b...)...)
+	p.Cmd = exec.Command("sh", "-c", `if [ "$GROUP" ]; then echo $$ >"$GROUP/cgroup.procs"; fi; exec "$0"`, binary)
 	p.Env = append(os.Environ(), "ADDR="+p.addr)
 	p.Stderr = io.Discard // by a pipe, as from a supervisor
 	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -42,7 +43,7 @@ func start(b build) *process {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	check(fmt.Errorf("%v does not listen at ADDR=%s", b, p.addr))
+	check(fmt.Errorf("%v does not listen at ADDR=%s", binary, p.addr))
 	return nil
 }
 
@@ -74,33 +75,22 @@ func number(file, word string) (n int) {
 
 // A login gave "openid", or what came instead.
 type login struct {
-	begin, end time.Time
-	outcome    string
+	end     time.Time
+	took    time.Duration
+	outcome string
 }
 
-func (l login) took() time.Duration { return l.end.Sub(l.begin) }
-
-type logins []login
-
-func (ls logins) count(outcome string) (n int) {
-	for _, l := range ls {
-		if l.outcome == outcome {
-			n++
-		}
-	}
-	return n
-}
-
-func (ls logins) String() string {
+// count is the number of logins for each outcome.
+func count(all []login) map[string]int {
 	outcomes := make(map[string]int)
-	for _, l := range ls {
+	for _, l := range all {
 		outcomes[l.outcome]++
 	}
-	return fmt.Sprint(outcomes)
+	return outcomes
 }
 
 // logins has each caller make one login, or one after the other for a time, while WeChat takes delay.
-func (p *process) logins(callers int, delay, length time.Duration) (all logins) {
+func (p *process) logins(callers int, delay, length time.Duration) (all []login) {
 	body := fmt.Sprintf(`{"code":"%030dms"}`, delay.Milliseconds()) // a code as long as WeChat's
 	var running sync.WaitGroup
 	var mu sync.Mutex
@@ -110,7 +100,7 @@ func (p *process) logins(callers int, delay, length time.Duration) (all logins) 
 				begin := time.Now()
 				outcome := p.login(body)
 				mu.Lock()
-				all = append(all, login{begin, time.Now(), outcome})
+				all = append(all, login{time.Now(), time.Since(begin), outcome})
 				mu.Unlock()
 			}
 		})
@@ -121,7 +111,9 @@ func (p *process) logins(callers int, delay, length time.Duration) (all logins) 
 
 func (p *process) login(body string) (outcome string) {
 	resp, err := p.client.Post("http://"+p.addr+"/openid", "application/json", strings.NewReader(body))
-	if err != nil {
+	if os.IsTimeout(err) {
+		return "no answer"
+	} else if err != nil {
 		words := strings.Split(err.Error(), ": ")
 		return words[len(words)-1] // without addresses
 	}
@@ -133,4 +125,51 @@ func (p *process) login(body string) (outcome string) {
 		return "openid"
 	}
 	return fmt.Sprint(resp.StatusCode, " ", answer.Error)
+}
+
+// fakeWeChat answers over HTTPS, after the time that the code says.
+func fakeWeChat() {
+	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		delay, _ := time.ParseDuration(r.URL.Query().Get("js_code"))
+		time.Sleep(delay)
+		w.Header().Set("Content-Type", "text/plain")
+		io.WriteString(w, `{"session_key":"HyVFkGl5F5OQWJZZaNzBBg==","openid":"oGZUI0egBJY1zhBYw2KhdUfwVJJE"}`)
+	})
+	pem := os.Getenv("SSL_CERT_FILE")
+	check(http.ListenAndServeTLS(os.Getenv("ADDR"), pem, pem, nil))
+}
+
+// leanLoop does the service's job with as little as net/http allows: no checks, no limits, no log.
+func leanLoop() {
+	base, err := url.Parse(os.Getenv("WX_BASE_URL") + "/sns/jscode2session")
+	check(err)
+	query := "appid=" + os.Getenv("WX_APPID") + "&secret=" + os.Getenv("WX_APPSECRET") +
+		"&grant_type=authorization_code&js_code="
+	transport := &http.Transport{MaxIdleConnsPerHost: 10_000, DisableCompression: true}
+	noHeader, contentType := http.Header{}, []string{"application/json"}
+	buffers := sync.Pool{New: func() any { return new([4096]byte) }}
+	check(http.ListenAndServe(os.Getenv("ADDR"), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		buf := buffers.Get().(*[4096]byte)
+		defer buffers.Put(buf)
+		var login struct {
+			Code string `json:"code"`
+		}
+		n, _ := io.ReadFull(r.Body, buf[:])
+		json.Unmarshal(buf[:n], &login)
+		u := *base
+		u.RawQuery = query + url.QueryEscape(login.Code)
+		resp, err := transport.RoundTrip(&http.Request{Method: "GET", URL: &u, Host: u.Host, Header: noHeader})
+		if err != nil {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		var user struct {
+			OpenID string `json:"openid"`
+		}
+		n, _ = io.ReadFull(resp.Body, buf[:])
+		resp.Body.Close()
+		json.Unmarshal(buf[:n], &user)
+		w.Header()["Content-Type"] = contentType
+		w.Write(append(strconv.AppendQuote(append(buf[:0], `{"openid":`...), user.OpenID), '}'))
+	})))
 }
