@@ -4,7 +4,7 @@ MINIPROGRAM = -p typescript@5.9.3 -p miniprogram-api-typings@5.2.3 -p miniprogra
 FUZZTIME = 2m
 
 .SILENT:
-.PHONY: help run sandbox build test lint check bench stress soak fuzz
+.PHONY: help run sandbox build test lint check bench cold flood rolling failover fuzz
 
 help: ## list the targets
 	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -46,14 +46,20 @@ lint: ## run the linters
 
 check: test lint ## test and lint
 
-bench: ## compare the cost with other ways to do the job
-	go run ./measure bench
+bench: ## measure the CPU time of a login beside the leanest net/http loop: 1 minute, Linux
+	sh measure/measure.sh bench
 
-stress: ## load and faults: floods, slow callers, rolling restarts, failover
-	go run ./measure stress
+cold: ## 1,000 callers on a cold start, with all cores and with a tenth of one: 3 minutes, root, Linux
+	sh measure/measure.sh cold
 
-soak: ## run all outcomes mixed for ten minutes and look for leaks
-	go run ./measure soak 10m
+flood: ## floods within the memory of deploy/kubernetes.yaml: 1 minute, root, Linux
+	sh measure/measure.sh flood
+
+rolling: ## restarts behind nginx, haproxy and caddy, those on PATH: 2 minutes, root, Linux
+	sh measure/measure.sh rolling
+
+failover: ## a base URL that dies or freezes under load: 2 minutes, Linux
+	sh measure/measure.sh failover
 
 fuzz: ## fuzz requests and WeChat's replies, FUZZTIME each
 	go test -run '^$$' -fuzz FuzzRequest -fuzztime $(FUZZTIME) -fuzzminimizetime 10x .
