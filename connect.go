@@ -141,7 +141,7 @@ func proxyFailed(err error, proxy *url.URL, variable, target string) string {
 	toProxy, socks := strings.HasPrefix(text, "proxyconnect"), strings.HasPrefix(text, "socks connect")
 	schemes := "write http:// in " + variable + ", or socks5:// if the port is a SOCKS port"
 	switch {
-	case toProxy && (noTLS || proxy.Scheme == "https" && !strings.Contains(text, "dial ")):
+	case toProxy && noTLS, proxy.Scheme == "https" && (said(err) == noAnswer || toProxy && !strings.Contains(text, "dial ")):
 		return name + " speaks no TLS" + what + schemes
 	case toProxy:
 		return name + " cannot be reached" + what + "start it, or fix " + variable

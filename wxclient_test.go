@@ -165,6 +165,7 @@ type failing struct {
 	tls    *tls.Config    // of WeChat
 	https  bool           // in the base URL, though WeChat has no tls
 	proxy  bool           // WeChat is a proxy in front of the base URL
+	socks  bool           // WeChat is a SOCKS5 proxy in front of it
 	gone   bool           // nothing listens
 	greet  func(net.Conn) // in the place of reading a request
 	answer func(net.Conn) // to the request on each connection
@@ -207,6 +208,14 @@ func failings(t testing.TB, ca *authority) []failing {
 			t.Errorf("redirects: got %d requests where they lead to, want none", n)
 		}
 	})
+	socks := func(code string) func(net.Conn) { // RFC 1928: no password wanted, then a reply code
+		return func(conn net.Conn) {
+			for _, answer := range []string{"\x05\x00", "\x05" + code + "\x00\x01\x00\x00\x00\x00\x00\x00"} {
+				conn.Read(make([]byte, 512))
+				io.WriteString(conn, answer)
+			}
+		}
+	}
 	padded := func(size int) func(net.Conn) { return replies(fmt.Sprintf("%-*s", size, `{`+openID+`}`)) }
 	const ok, end = "HTTP/1.1 200 OK\r\n", "\r\n\r\n"
 	return []failing{
@@ -223,6 +232,14 @@ func failings(t testing.TB, ca *authority) []failing {
 		{name: "proxy that cannot get there", proxy: true, answer: says("HTTP/1.1 503 X" + end), want: next,
 			cause: "status 503 cannot reach wechat.invalid:443 node"},
 		{name: "proxy that is no proxy", proxy: true, answer: says("SSH-2.0-x\r\n"), want: next, cause: "not answer in HTTP socks5://"},
+
+		{name: "SOCKS proxy that refuses the host", socks: true, greet: socks("\x02"), want: next,
+			cause: "refuses wechat.invalid:443 allow that host and port"},
+		{name: "SOCKS proxy that cannot get there", socks: true, greet: socks("\x05"), want: next,
+			cause: "cannot reach wechat.invalid:443 refused node"},
+		{name: "SOCKS proxy that wants a password", socks: true, greet: says("\x05\xff"), want: next,
+			cause: "password user and password in HTTPS_PROXY"},
+		{name: "HTTP proxy asked by socks5://", socks: true, greet: untilClosed, want: timedOut, cause: "SOCKS http://"},
 
 		{name: "TLS", tls: good, answer: says(whole), want: success},
 		{name: "handshake that does not end", https: true, greet: untilClosed, want: next, cause: "no answer in time firewall"},
@@ -274,7 +291,7 @@ func TestWeChatFails(t *testing.T) {
 			first, second := startRaw(t, f.serve), startRaw(t, (&failing{answer: replies(`{"openid":"second"}`)}).serve)
 			base, timeout := "http://"+first.addr, 10*time.Second
 			switch {
-			case f.proxy:
+			case f.proxy, f.socks:
 				base = "https://wechat.invalid"
 			case f.https || f.tls != nil:
 				base = "https://" + first.addr
@@ -289,8 +306,12 @@ func TestWeChatFails(t *testing.T) {
 			}
 			s := newService(t, timeout, base, "http://"+second.addr)
 			s.bases[0].transport.TLSClientConfig = &tls.Config{RootCAs: roots}
-			if f.proxy {
-				s.bases[0].transport.Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: first.addr,
+			if f.proxy || f.socks {
+				scheme := "http"
+				if f.socks {
+					scheme = "socks5"
+				}
+				s.bases[0].transport.Proxy = http.ProxyURL(&url.URL{Scheme: scheme, Host: first.addr,
 					User: url.UserPassword("proxy", "TopSecret")})
 			}
 			got := s.post(leakCode)
@@ -395,7 +416,7 @@ func TestNothingLeaksFromTheProgram(t *testing.T) {
 	bases := []string{"https://one.invalid", "https://two.invalid"} // by the proxy, unlike loopback addresses
 	answers := make(map[string]func(net.Conn))
 	for _, f := range failings(t, ca) {
-		if f.answer != nil && f.tls == nil && !f.proxy && f.want != timedOut {
+		if f.answer != nil && f.tls == nil && !f.proxy && !f.socks && f.want != timedOut {
 			answers[leakCode+f.name] = f.answer
 		}
 	}
