@@ -52,9 +52,15 @@ c = http.client.HTTPConnection('127.0.0.1', int(sys.argv[1]), timeout=10)
 print(post(c, '/lives'), post(c, '/dies'))
 PY
 read -r front back < <(python3 -c '
-import socket
-s = [socket.create_server(("127.0.0.1", 0)) for _ in "12"]
-print(*[x.getsockname()[1] for x in s])')
+import random, socket
+free = []
+for port in random.sample(range(15000, 32000), 50):
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+        free.append(port)
+    except OSError:
+        pass
+print(*free[:2])')
 m=$t/root/usr/lib/apache2/modules
 cat >httpd.conf <<CONF
 ServerRoot $t

@@ -13,9 +13,15 @@ GOPATH=$t/go GOBIN=$t GOFLAGS='-modcacherw -trimpath' \
   timeout 900 go install github.com/caddyserver/caddy/v2/cmd/caddy@v2.11.9 2>log ||
   { echo "Caddy cannot be had:"; tail -3 log; exit 2; }
 read -r dead live p1 p2 < <(python3 -c '
-import socket
-s = [socket.create_server(("127.0.0.1", 0)) for _ in "1234"]
-print(*[x.getsockname()[1] for x in s])')
+import random, socket
+free = []
+for port in random.sample(range(15000, 32000), 50):
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+        free.append(port)
+    except OSError:
+        pass
+print(*free[:4])')
 cat >Caddyfile <<CADDY
 {
 	admin off
@@ -62,7 +68,8 @@ up "$p2"
 
 for p in "$p1" "$p2"; do
   for _ in 1 2 3 4 5 6 7 8; do
-    curl -s --noproxy '*' -m 20 -o /dev/null -w '%{http_code} after %{time_total} s\n' -d '{"code":"A"}' "http://127.0.0.1:$p/"
+    curl -s --noproxy '*' -m 20 -o /dev/null -w '%{http_code} after %{time_total} s\n' \
+      -d '{"code":"A"}' "http://127.0.0.1:$p/"
   done >"seen.$p"
 done
 echo "lb_try_duration alone:"; cat "seen.$p1"

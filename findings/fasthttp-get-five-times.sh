@@ -1,6 +1,6 @@
 #!/bin/bash
 # fasthttp 1.78.0 and the client of Fiber 3.1.0, which is built on it; seen 2026-11-27.
-# The peer takes a GET and closes the connection before it answers, as WeChat's side does now and then.
+# The peer takes a GET and closes the connection before it answers, as users report of WeChat's side.
 # Expected: an error, or at most one more attempt on a connection that was kept, as with net/http.
 # Seen: five attempts in a row, each on a new connection, without a pause. A GET counts as safe to repeat, but
 # code2Session is a GET whose code works once: had the first attempt used it, the rest can only fail with 40163.

@@ -50,7 +50,8 @@ func main() {
 GO
 export GOPATH=$t/go GOFLAGS=-modcacherw GOWORK=off
 run() {
-  GOTOOLCHAIN=$1 GOEXPERIMENT=$2 timeout 300 go run . >"$1$2" 2>log || { echo "$1 cannot be had:"; tail -3 log; exit 2; }
+  GOTOOLCHAIN=$1 GOEXPERIMENT=$2 timeout 300 go run . >"$1$2" 2>log ||
+    { echo "$1 cannot be had:"; tail -3 log; exit 2; }
   echo "$1 $2"; cat "$1$2"
 }
 run go1.26.8 ''

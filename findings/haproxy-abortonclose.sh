@@ -44,9 +44,15 @@ socketserver.ThreadingTCPServer.allow_reuse_address = True
 socketserver.ThreadingTCPServer(('127.0.0.1', int(sys.argv[1])), H).serve_forever()
 PY
 read -r back p1 p2 p3 < <(python3 -c '
-import socket
-s = [socket.create_server(("127.0.0.1", 0)) for _ in "1234"]
-print(*[x.getsockname()[1] for x in s])')
+import random, socket
+free = []
+for port in random.sample(range(15000, 32000), 50):
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+        free.append(port)
+    except OSError:
+        pass
+print(*free[:4])')
 cat >haproxy.cfg <<CFG
 global
   log stdout format raw local0

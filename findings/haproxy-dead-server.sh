@@ -18,9 +18,15 @@ LD_LIBRARY_PATH=$(echo root/usr/lib/*-linux-gnu)
 export LD_LIBRARY_PATH
 
 read -r dead live p1 p2 < <(python3 -c '
-import socket
-s = [socket.create_server(("127.0.0.1", 0)) for _ in "1234"]
-print(*[x.getsockname()[1] for x in s])')
+import random, socket
+free = []
+for port in random.sample(range(15000, 32000), 50):
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+        free.append(port)
+    except OSError:
+        pass
+print(*free[:4])')
 cat >haproxy.cfg <<CFG
 global
   log stdout format raw local0
@@ -67,7 +73,8 @@ up "$p2"
 
 for p in "$p1" "$p2"; do
   for _ in 1 2 3 4; do
-    curl -s --noproxy '*' -m 20 -o /dev/null -w '%{http_code} after %{time_total} s\n' -d '{"code":"A"}' "http://127.0.0.1:$p/"
+    curl -s --noproxy '*' -m 20 -o /dev/null -w '%{http_code} after %{time_total} s\n' \
+      -d '{"code":"A"}' "http://127.0.0.1:$p/"
   done >"seen.$p"
 done
 echo "by default:"; cat "seen.$p1"

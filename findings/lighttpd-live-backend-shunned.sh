@@ -2,7 +2,7 @@
 # lighttpd 1.4.69 (Debian 12), mod_proxy with two hosts; seen 2026-11-27.
 # A rolling restart: host B refuses one connection and listens again at once, then host A goes down.
 # Expected: B is tried, as the only host that is left.
-# Seen: one refused connection shuts B out for about two seconds (disable-time is 1), and nothing brings it back
+# Seen: one refused connection shuts B out for two to three seconds (disable-time is 1), and nothing brings it back
 # earlier. With A down too, every login gets 503 without an attempt, while B answers direct requests.
 set -u
 t=$(mktemp -d) || exit 2
@@ -14,7 +14,7 @@ apt-get download "$p" >/dev/null 2>&1 || { echo "$p cannot be had"; exit 2; }
 dpkg -x ./*.deb root
 export PATH=$t/root/usr/sbin:$PATH
 cat >run.py <<'PY'
-import http.server, os, socket, subprocess, sys, threading, time, urllib.request
+import http.server, os, random, socket, subprocess, sys, threading, time, urllib.request
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
@@ -40,17 +40,25 @@ def post(port):
     except urllib.error.HTTPError as e:
         return e.code
 
-a, b = start(0), start(0)
-A, B = a.server_port, b.server_port
-with socket.create_server(('127.0.0.1', 0)) as s:
-    front = s.getsockname()[1]
+free = []
+while len(free) < 3:
+    port = random.randrange(15000, 32000)
+    try:
+        socket.create_server(('127.0.0.1', port)).close()
+        free.append(port)
+    except OSError:
+        pass
+front, A, B = free
+a, b = start(A), start(B)
 with open('lighttpd.conf', 'w') as f:
     f.write(f'''server.document-root = "{os.getcwd()}"
 server.bind = "127.0.0.1"
 server.port = {front}
 server.modules = ("mod_proxy")
 proxy.balance = "round-robin"
-proxy.server = ("" => (("host" => "127.0.0.1", "port" => {A}), ("host" => "127.0.0.1", "port" => {B})))
+proxy.server = ("" => (
+  ("host" => "127.0.0.1", "port" => {A}, "disable-time" => 1),
+  ("host" => "127.0.0.1", "port" => {B}, "disable-time" => 1)))
 ''')
 modules = 'root/usr/lib/lighttpd'
 lighttpd = subprocess.Popen(['lighttpd', '-D', '-f', 'lighttpd.conf', '-m', modules], stderr=open('lighttpd.log', 'w'))

@@ -21,9 +21,15 @@ GOPATH=$t/go GOWORK=off GOFLAGS='-modcacherw -mod=mod -trimpath' \
   timeout 900 go build -o mihomo github.com/metacubex/mihomo 2>log ||
   { echo "mihomo cannot be had:"; tail -3 log; exit 2; }
 read -r front refused < <(python3 -c '
-import socket
-s = [socket.create_server(("127.0.0.1", 0)) for _ in "12"]
-print(*[x.getsockname()[1] for x in s])')
+import random, socket
+free = []
+for port in random.sample(range(15000, 32000), 50):
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+        free.append(port)
+    except OSError:
+        pass
+print(*free[:2])')
 mkdir home
 cat >home/config.yaml <<YAML
 port: $front

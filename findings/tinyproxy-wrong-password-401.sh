@@ -4,7 +4,7 @@
 # Expected: 407 and Proxy-Authenticate for both of the first two.
 # Seen: 407 for none, but 401 with WWW-Authenticate for a wrong one, which are a web server's words. net/http
 # shows only "Unauthorized", so it reads as if WeChat had refused the login. And where the destination refuses the
-# connection, the answer is 500, not 502.
+# connection, the answer is 500, not 502. Known upstream: later versions say 407.
 set -u
 t=$(mktemp -d) || exit 2
 trap 'jobs -p | xargs -r kill 2>/dev/null; wait; rm -rf "$t"' EXIT
@@ -14,9 +14,15 @@ p=tinyproxy-bin=1.11.1-2.1+deb12u1
 apt-get download "$p" >/dev/null 2>&1 || { echo "$p cannot be had"; exit 2; }
 dpkg -x ./*.deb root
 read -r front back refused < <(python3 -c '
-import socket
-s = [socket.create_server(("127.0.0.1", 0)) for _ in "123"]
-print(*[x.getsockname()[1] for x in s])')
+import random, socket
+free = []
+for port in random.sample(range(15000, 32000), 50):
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+        free.append(port)
+    except OSError:
+        pass
+print(*free[:3])')
 cat >tinyproxy.conf <<CONF
 Port $front
 Listen 127.0.0.1
