@@ -19,7 +19,7 @@ run: build ## start the service with the settings in .env
 	  case $$name in "$$line"|''|[0-9]*|*[!A-Za-z0-9_]*) \
 	    echo ".env, line $$n: write NAME=value, or # and a comment, as UTF-8 text" >&2; exit 2 ;; esac; \
 	  printenv "$$name" >/dev/null || set -- "$$@" "$$line"; \
-	done < .env; fi; \
+	done < .env; else echo 'There is no .env: copy .env.example to .env, or set the variables yourself' >&2; fi; \
 	for line do export "$$line"; done; exec ./wxopenid
 
 sandbox: ## start the service with a fake WeChat

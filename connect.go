@@ -139,9 +139,10 @@ func proxyFailed(err error, proxy *url.URL, variable, target string) string {
 	status, refused := errors.AsType[connectStatus](err)
 	name, text, what := "the proxy "+proxy.Host, err.Error(), " ("+said(err)+"): "
 	toProxy, socks := strings.HasPrefix(text, "proxyconnect"), strings.HasPrefix(text, "socks connect")
+	overTLS := proxy.Scheme == "https"
 	schemes := "write http:// in " + variable + ", or socks5:// if the port is a SOCKS port"
 	switch {
-	case toProxy && noTLS, proxy.Scheme == "https" && (said(err) == noAnswer || toProxy && !strings.Contains(text, "dial ")):
+	case toProxy && noTLS, overTLS && said(err) == noAnswer, overTLS && toProxy && !strings.Contains(text, "dial "):
 		return name + " speaks no TLS" + what + schemes
 	case toProxy:
 		return name + " cannot be reached" + what + "start it, or fix " + variable
