@@ -123,7 +123,8 @@ func flaw(value string) string {
 	case strings.ContainsFunc(value, unicode.IsSpace):
 		return "holds white space, a space or a line break: remove it"
 	case strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII || unicode.IsControl(r) }):
-		return "is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) by : and ,"
+		return "is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) by " +
+			": and ,"
 	}
 	return ""
 }
@@ -242,21 +243,22 @@ func (s *settings) checkProxies(bases []*url.URL) {
 		}
 		checked = name
 		if value := s.word(name); value != "" && !isProxy(value) {
-			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and %25 for % in a password")
+			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and %25 for % in a "+
+				"password")
 		}
 	}
 	set := func(name string) bool { return cmp.Or(s.getenv(name), s.getenv(strings.ToLower(name))) != "" }
 	if set("ALL_PROXY") && !set("HTTPS_PROXY") && !set("NO_PROXY") {
-		s.warn("ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY if WeChat has to be asked through the proxy")
+		s.warn("ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through the proxy")
 	}
 }
 
 // noProxy reports whether NO_PROXY names host.
 func (s *settings) noProxy(host string) bool {
 	for item := range strings.SplitSeq(cmp.Or(s.getenv("NO_PROXY"), s.getenv("no_proxy")), ",") {
-		item = strings.TrimPrefix(strings.TrimSpace(item), "*")
-		domain := "." + strings.TrimPrefix(item, ".")
-		if item == "" && s.getenv("NO_PROXY")+s.getenv("no_proxy") == "*" || len(domain) > 1 && strings.HasSuffix("."+host, domain) {
+		item = strings.TrimSpace(item)
+		domain := strings.TrimLeft(item, "*.")
+		if item == "*" || domain != "" && strings.HasSuffix("."+host, "."+domain) {
 			return true
 		}
 	}

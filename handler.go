@@ -38,16 +38,17 @@ var answers = map[string]struct {
 	"not_found":             {status: 404, message: "There is nothing here: use POST /openid, or GET /healthz."},
 	"method_not_allowed":    {status: 405},
 	"body_too_large":        {status: 413, message: `The body is over 4096 bytes: send {"code":"…"} and no more.`},
-	"rate_limited":          {status: 429, retryAfter: "60", message: "WeChat limits the calls of a minute: wait a minute."},
+	"rate_limited":          {status: 429, retryAfter: "60", message: "WeChat limits the calls: wait a minute."},
 	"client_closed_request": {status: 499, message: "The connection was closed too early: keep it open."},
 
 	"misconfigured":      {status: 500, message: "The service's settings are wrong: ask its operator to read its log."},
 	"wechat_error":       {status: 502, message: "WeChat gave no usable answer: call wx.login again, or read the log."},
 	"wechat_unreachable": {status: 502, message: "WeChat is out of reach: call wx.login again, or read the log."},
 	"wechat_busy":        {status: 503, retryAfter: "1", message: "WeChat is busy: call wx.login again in a second."},
-	"quota_exceeded":     {status: 503, message: "The day's quota is used up: keep a session instead of logging in at every start."},
-	"overloaded":         {status: 503, retryAfter: "1", message: "The service is full: send this code again in 1 s."},
-	"wechat_timeout":     {status: 504, message: "WeChat did not answer in time: call wx.login again for a new code."},
+	"quota_exceeded": {status: 503, message: "The day's quota is used up: keep a session instead of logging in at " +
+		"every start."},
+	"overloaded":     {status: 503, retryAfter: "1", message: "The service is full: send this code again in 1 s."},
+	"wechat_timeout": {status: 504, message: "WeChat did not answer in time: call wx.login again for a new code."},
 }
 
 // A handler is the HTTP service.
@@ -145,8 +146,8 @@ func (h *handler) unknownCode(f failure, r *http.Request, code string) error {
 	}
 	switch {
 	case appID == "touristappid" && h.sandbox != nil:
-		f.word, f.message = "appid_mismatch", "The mini program has the AppID touristappid (tourist mode) and this sandbox "+
-			"has "+h.appID+": this code asks for the refusal, so send another one."
+		f.word, f.message = "appid_mismatch", "The mini program has the AppID touristappid (tourist mode) and this "+
+			"sandbox has "+h.appID+": this code asks for the refusal, so send another one."
 	case appID == "touristappid":
 		f.word, f.message = "appid_mismatch", "The developer tools are in tourist mode (touristappid): "+
 			"set appid to "+h.appID+", or start this service with -sandbox."
@@ -157,7 +158,7 @@ func (h *handler) unknownCode(f failure, r *http.Request, code string) error {
 		f.message = "The developer tools are in tourist mode: give the project an AppID of your own, or start this " +
 			"service with -sandbox."
 	case h.sandbox != nil && strings.HasPrefix(code, "sandbox:"):
-		f.message = "The sandbox refuses this code as asked, or does not know what it asks for: see its log and the README."
+		f.message = "The sandbox refuses this code as asked, or does not know what it asks for: see its log."
 	}
 	f.cause = cmp.Or(f.message, f.cause)
 	return &f
@@ -206,8 +207,8 @@ var singleQuotes = regexp.MustCompile(`^\{\s*'`)
 func notJSON(body []byte, contentType string) string {
 	text := bytes.TrimSpace(body)
 	begins := func(prefix string) bool { return bytes.HasPrefix(body, []byte(prefix)) }
-	form := strings.Contains(contentType, "form") // x-www-form-urlencoded or form-data
 	multipart := strings.Contains(contentType, "multipart")
+	form := multipart || strings.Contains(contentType, "form") && bytes.Contains(text, []byte("="))
 	switch {
 	case len(text) == 0:
 		return `There is no body: send {"code":"…"} with what wx.login gave.`
@@ -217,12 +218,13 @@ func notJSON(body []byte, contentType string) string {
 		return "The body begins with a byte order mark (BOM): send UTF-8 without BOM."
 	case begins("\xff\xfe"), begins("\xfe\xff"), begins("{\x00"), begins("\x00{"):
 		return "The body is UTF-16: send UTF-8 without BOM."
-	case bytes.HasPrefix(text, []byte("code=")), form && text[0] != '{' && (multipart || bytes.Contains(text, []byte("="))):
+	case bytes.HasPrefix(text, []byte("code=")), form && text[0] != '{':
 		return `The body is a form: send the JSON object {"code":"…"}, as wx.request does by default.`
 	case singleQuotes.Match(text):
 		return `The body has single quotes: JSON needs double quotes, as in {"code":"…"}.`
 	case lostQuotes.Match(text):
-		return `The quotes were lost, as in a Windows shell: in cmd.exe write \" for each ", in PowerShell use Invoke-RestMethod.`
+		return `The quotes were lost, as in a Windows shell: in cmd.exe write \" for each ", in PowerShell use ` +
+			"Invoke-RestMethod."
 	case len(text) > 0 && (text[0] == '[' || text[0] == '"') && json.Valid(text):
 		return `The body is JSON but not an object: send {"code":"…"}.`
 	}
@@ -255,7 +257,8 @@ func (h *handler) logRequest(r *http.Request, status int, f *failure, id string,
 		slog.Duration("duration", time.Since(start)),
 		slog.String("remote", r.RemoteAddr), slog.String("request_id", id))
 	if f != nil {
-		attrs = append(attrs, slog.String("error", f.word), slog.String("cause", cmp.Or(f.cause, f.message, answers[f.word].message)))
+		cause := cmp.Or(f.cause, f.message, answers[f.word].message)
+		attrs = append(attrs, slog.String("error", f.word), slog.String("cause", cause))
 		if f.errcode != 0 {
 			attrs = append(attrs, slog.Int64("errcode", f.errcode))
 		}

@@ -230,7 +230,8 @@ func (c *certificate) warnOfTime() {
 	case left <= 0:
 		warning = "the certificate in TLS_CERT has expired, so phones refuse it: renew it"
 	case left < min(7*24*time.Hour, life/3):
-		warning = "the certificate in TLS_CERT expires on " + leaf.NotAfter.UTC().Format(time.DateTime) + " UTC: renew it"
+		end := leaf.NotAfter.UTC().Format(time.DateTime)
+		warning = "the certificate in TLS_CERT expires on " + end + " UTC: renew it"
 	}
 	if warning != c.warned && warning != "" {
 		c.log.Warn(warning)

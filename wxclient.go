@@ -46,12 +46,13 @@ var errcodes = map[int64]struct{ word, remedy string }{
 	40226: {word: "user_blocked", remedy: "WeChat considers the user high-risk: only WeChat's support can lift that"},
 	45011: {word: "rate_limited", remedy: "WeChat limits the calls of a minute: try again in a minute"},
 	40013: {word: "misconfigured", remedy: "WeChat does not know WX_APPID: copy the AppID again from " + console},
-	40125: {word: "misconfigured", remedy: "the AppSecret does not belong to WX_APPID. mp.weixin.qq.com shows no AppSecret " +
-		"again: if it is lost, reset it at " + console + ", which ends the old one everywhere; a new content of " +
-		"WX_APPSECRET_FILE needs a restart"},
+	40125: {word: "misconfigured", remedy: "the AppSecret does not belong to WX_APPID. mp.weixin.qq.com shows " +
+		"no AppSecret again: if it is lost, reset it at " + console + ", which ends the old one everywhere; a new " +
+		"content of WX_APPSECRET_FILE needs a restart"},
 	40164: {word: "misconfigured", remedy: "add the address that WeChat saw to IP白名单 (the allowlist) at " + console +
 		", or its range if it changes from one login to the next; that takes minutes"},
-	40243: {word: "misconfigured", remedy: "the AppSecret is frozen: unfreeze it at " + console + "; that takes ten minutes"},
+	40243: {word: "misconfigured", remedy: "the AppSecret is frozen: unfreeze it at " + console +
+		"; that takes ten minutes"},
 	41002: {word: "misconfigured", remedy: "no AppID arrived, so " + changed},
 	41004: {word: "misconfigured", remedy: "no AppSecret arrived, so " + changed},
 	41008: {word: "misconfigured", remedy: "no code arrived, so " + changed},
@@ -209,7 +210,8 @@ func (b *base) explain(ended error, r reply, connected bool, err error) (word, c
 	case ended == context.Canceled:
 		return "client_closed_request", hungUp
 	case ended != nil && connected && b.through() != "":
-		return "wechat_timeout", where + ": no whole reply within WX_TIMEOUT: WeChat or the proxy is slow, so raise WX_TIMEOUT"
+		return "wechat_timeout", where + ": no whole reply within WX_TIMEOUT: WeChat or the proxy is slow, so raise " +
+			"WX_TIMEOUT"
 	case ended != nil && connected:
 		return "wechat_timeout", where + ": no whole reply within WX_TIMEOUT: WeChat is slow, so raise WX_TIMEOUT"
 	case ended != nil:
@@ -259,7 +261,8 @@ func refusal(errcode int64, errmsg string) error {
 	if ip, err := netip.ParseAddr(find(ipPattern, errmsg)); errcode == 40164 && err == nil && ip.Zone() == "" {
 		cause += "; WeChat saw the address " + ip.String()
 	}
-	return &failure{word: cmp.Or(row.word, "wechat_error"), errcode: errcode, rid: find(ridPattern, errmsg), cause: cause}
+	rid := find(ridPattern, errmsg)
+	return &failure{word: cmp.Or(row.word, "wechat_error"), errcode: errcode, rid: rid, cause: cause}
 }
 
 // find returns the group of pattern in errmsg, or nothing.
