@@ -67,10 +67,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	start, id, status := time.Now(), requestID(r), http.StatusOK
 	body, err := h.route(w, r)
-	f, failed := errors.AsType[*failure](err)
-	if err != nil && !failed { // an error of this program: never a 200
-		f = &failure{word: "wechat_error", cause: "an unexpected error in wxopenid: report it"}
-	}
+	f := failureOf(err)
 	header := w.Header()
 	if f != nil {
 		row := answers[f.word]
@@ -91,6 +88,15 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	text, _ := json.Marshal(body) // strings and numbers always marshal
 	w.WriteHeader(status)
 	w.Write(append(text, '\n'))
+}
+
+// failureOf returns the failure that err is, or nil if err is nil. An error that is none may not become a 200.
+func failureOf(err error) *failure {
+	f, ok := errors.AsType[*failure](err)
+	if err != nil && !ok {
+		return &failure{word: "wechat_error", cause: "an unexpected error in wxopenid: report it"}
+	}
+	return f
 }
 
 type errorBody struct {

@@ -250,6 +250,16 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+func TestFailureOf(t *testing.T) {
+	t.Parallel()
+	if f := failureOf(io.EOF); f == nil || answers[f.word].status != 502 {
+		t.Errorf("got %v for an error that is no failure, want a 502", f)
+	}
+	if f := failureOf(nil); f != nil {
+		t.Errorf("got %v for no error, want nothing", f)
+	}
+}
+
 // TestErrorWords holds the program's tables, those of the READMEs and the sample's openid.js together.
 func TestErrorWords(t *testing.T) {
 	t.Parallel()

@@ -227,6 +227,8 @@ func failings(t testing.TB, ca *authority) []failing {
 			cause: "proxy wechat.invalid:443 closed rule node"},
 		{name: "proxy that wants a password", proxy: true, answer: says("HTTP/1.1 407 X" + end), want: next,
 			cause: "status 407 user and password HTTPS_PROXY"},
+		{name: "proxy that wants another password", proxy: true, answer: says("HTTP/1.1 401 X" + end), want: next,
+			cause: "status 401 user and password HTTPS_PROXY"},
 		{name: "proxy that refuses the host", proxy: true, answer: says("HTTP/1.1 403 Forbidden" + end), want: next,
 			cause: "status 403 allow wechat.invalid:443"},
 		{name: "proxy that cannot get there", proxy: true, answer: says("HTTP/1.1 503 X" + end), want: next,
