@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -337,6 +338,29 @@ func TestLogWithoutReader(t *testing.T) {
 	}
 	if code := p.stop(); code != 0 {
 		t.Errorf("got exit code %d, want 0", code)
+	}
+}
+
+// TestLogNotRead has nobody read the log's pipe, which is full from the start.
+func TestLogNotRead(t *testing.T) {
+	t.Parallel()
+	read, write, _ := os.Pipe()
+	defer read.Close()
+	write.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	for err := error(nil); err == nil; _, err = write.Write(make([]byte, 4096)) {
+	}
+	free := must(net.Listen("tcp", "127.0.0.1:0"))
+	free.Close()
+	p := startProcessTo(t, write, map[string]string{"ADDR": free.Addr().String(), "WX_TIMEOUT": "10ms"}, "-sandbox")
+	for {
+		if conn, err := net.Dial("tcp", free.Addr().String()); err == nil {
+			conn.Close()
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if code := p.stop(); code != 1 {
+		t.Errorf("got exit code %d, want 1 at the limit", code)
 	}
 }
 

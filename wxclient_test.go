@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -331,6 +332,27 @@ func TestWeChatFails(t *testing.T) {
 			checkNoLeak(t, "log", s.log.String())
 			checkNoLeak(t, "error", fmt.Sprintf("%v %+v %#v", err, err, err))
 		})
+	}
+}
+
+// TestNoConnection has what a network cannot be made to say here.
+func TestNoConnection(t *testing.T) {
+	t.Parallel()
+	s := newService(t, time.Second, "https://wechat.example/x")
+	unreachable := &net.OpError{Op: "dial", Net: "tcp", Source: &net.TCPAddr{Port: 1}, Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}
+	for want, err := range map[string]error{
+		"wechat.example: the name lookup failed or took too long: check DNS, and the name in WX_BASE_URL":                  &net.DNSError{IsTimeout: true},
+		"wechat.example: DNS knows no such host: check DNS, and the name in WX_BASE_URL":                                   &net.DNSError{IsNotFound: true},
+		"wechat.example:443: network is unreachable: check the firewall, or set HTTPS_PROXY if this network needs a proxy": unreachable,
+	} {
+		if got := s.bases[0].noConnection(err); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	s.bases[0].transport.Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: "proxy.example:7890", User: url.UserPassword("u", "TopSecret")})
+	const want = "the proxy proxy.example:7890 cannot be reached (network is unreachable): start it, or fix HTTPS_PROXY"
+	if got := s.bases[0].noConnection(&net.OpError{Op: "proxyconnect", Net: "tcp", Err: unreachable}); got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
