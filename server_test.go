@@ -409,6 +409,7 @@ func TestHTTPS(t *testing.T) {
 			t.Errorf("got status %d, want 200", resp.StatusCode)
 		}
 	}
+	p.stop() // after which the line of the failed handshake is written
 	if got := strings.Join(p.log.warnings(), "\n"); strings.Count(got, "TLS handshake error") != 1 {
 		t.Errorf("got warnings\n%s\nwant one of the handshake that failed", got)
 	}
