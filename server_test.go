@@ -428,6 +428,7 @@ func TestSilentConnectionToHTTPS(t *testing.T) {
 	sendRaw(t, p, "").CloseWrite()
 	runToEnd(t, 0, map[string]string{"ADDR": p.addr, "TLS_CERT": cert}, "-healthy") // in its turn, and so after those
 	p.stop()
+	p.stop()
 	if got := p.log.warnings(); len(got) > 0 {
 		t.Errorf("got warnings %q, want none", got)
 	}
