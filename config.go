@@ -150,7 +150,10 @@ func (s *settings) appSecret() string {
 	}
 	content, err := os.ReadFile(file)
 	if err != nil {
-		s.bad("WX_APPSECRET_FILE", fmt.Sprintf("cannot be read (%v): name a file that this user may read", reason(err)))
+		if pathErr, ok := errors.AsType[*os.PathError](err); ok {
+			err = pathErr.Err // without the path, which may be a secret in the wrong variable
+		}
+		s.bad("WX_APPSECRET_FILE", fmt.Sprintf("cannot be read (%v): name a file that this user may read", err))
 	} else if problem := secretFlaw(string(content)); problem != "" {
 		s.bad("WX_APPSECRET_FILE", "names a file "+problem)
 	}
@@ -176,29 +179,19 @@ func secretFlaw(content string) string {
 	return ""
 }
 
-// reason is err without the path, since that may be a secret in the wrong variable.
-func reason(err error) error {
-	if pathErr, ok := errors.AsType[*os.PathError](err); ok {
-		return pathErr.Err
-	}
-	return err
-}
-
 func (s *settings) addr(sandbox bool) string {
-	value := s.word("ADDR")
-	switch {
-	case value == "" && sandbox:
-		return "127.0.0.1:2020"
-	case value == "":
-		return ":2020"
+	unset := ":2020"
+	if sandbox {
+		unset = "127.0.0.1:2020"
 	}
+	value := cmp.Or(s.word("ADDR"), unset)
 	_, port, err := net.SplitHostPort(value)
-	number, portErr := strconv.Atoi(port)
+	_, portErr := strconv.ParseUint(port, 10, 16)
 	switch {
+	case errors.Is(portErr, strconv.ErrRange):
+		s.bad("ADDR", "has a port that does not exist: the port has to be 0 to 65535")
 	case err != nil || portErr != nil:
 		s.bad("ADDR", "is not a listen address: write host:port or :port, as in 127.0.0.1:2020 or :2020")
-	case number < 0 || number > 65535:
-		s.bad("ADDR", "has a port that does not exist: the port has to be 0 to 65535")
 	}
 	return value
 }
@@ -226,39 +219,41 @@ func (s *settings) count(name string, unset int) int {
 	return n
 }
 
+// setName returns name, or name in lower case where that one is set, as variables of proxies may be.
+func setName(getenv func(string) string, name string) string {
+	if lower := strings.ToLower(name); getenv(name) == "" && getenv(lower) != "" {
+		return lower
+	}
+	return name
+}
+
 // checkProxies looks at the proxy variables that base URLs use: net/http drops a bad value without a word.
 func (s *settings) checkProxies(bases []*url.URL) {
-	checked := ""
+	set := func(name string) bool { return s.getenv(setName(s.getenv, name)) != "" }
+	if set("ALL_PROXY") && !set("HTTPS_PROXY") && !set("NO_PROXY") {
+		s.warn("ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through the proxy")
+	}
+	var names []string
 	for _, u := range bases {
-		ip := net.ParseIP(u.Hostname())
-		if u.Hostname() == "localhost" || ip.IsLoopback() || s.noProxy(u.Hostname()) {
+		name := setName(s.getenv, strings.ToUpper(u.Scheme)+"_PROXY")
+		if isLoopback(u.Hostname()) || s.noProxy(u.Hostname()) || slices.Contains(names, name) {
 			continue
 		}
-		name := strings.ToUpper(u.Scheme) + "_PROXY"
-		if s.getenv(name) == "" {
-			name = strings.ToLower(name)
-		}
-		if name == checked {
-			continue
-		}
-		checked = name
+		names = append(names, name)
 		if value := s.word(name); value != "" && !isProxy(value) {
 			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and %25 for % in a "+
 				"password")
 		}
 	}
-	set := func(name string) bool { return cmp.Or(s.getenv(name), s.getenv(strings.ToLower(name))) != "" }
-	if set("ALL_PROXY") && !set("HTTPS_PROXY") && !set("NO_PROXY") {
-		s.warn("ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through the proxy")
-	}
 }
+
+func isLoopback(host string) bool { return host == "localhost" || net.ParseIP(host).IsLoopback() }
 
 // noProxy reports whether NO_PROXY names host.
 func (s *settings) noProxy(host string) bool {
-	for item := range strings.SplitSeq(cmp.Or(s.getenv("NO_PROXY"), s.getenv("no_proxy")), ",") {
-		item = strings.TrimSpace(item)
-		domain := strings.TrimLeft(item, "*.")
-		if item == "*" || domain != "" && strings.HasSuffix("."+host, "."+domain) {
+	for item := range strings.SplitSeq(s.getenv(setName(s.getenv, "NO_PROXY")), ",") {
+		domain := strings.TrimLeft(strings.TrimSpace(item), "*.")
+		if strings.TrimSpace(item) == "*" || domain != "" && strings.HasSuffix("."+host, "."+domain) {
 			return true
 		}
 	}
@@ -271,11 +266,8 @@ func isProxy(value string) bool {
 	if err != nil || u.Scheme == "" || u.Host == "" {
 		u, err = url.Parse("http://" + value)
 	}
-	if err != nil || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") {
-		return false
-	}
-	port, err := strconv.Atoi(cmp.Or(u.Port(), "80"))
-	return err == nil && port <= 65535 && slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)
+	return err == nil && u.Hostname() != "" && !strings.HasSuffix(u.Host, ":") &&
+		slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)
 }
 
 func (s *settings) baseURLs() (urls []*url.URL) {
@@ -289,7 +281,7 @@ func (s *settings) baseURLs() (urls []*url.URL) {
 			s.bad("WX_BASE_URL", "is not a list of base URLs: write https://host or https://host/prefix, with commas")
 			return nil
 		}
-		if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && !ip.IsLoopback() {
+		if u.Scheme == "http" && !isLoopback(u.Hostname()) {
 			s.warn("WX_BASE_URL: the AppSecret travels unencrypted to " + u.Host + ": write https")
 		}
 		urls = append(urls, u)

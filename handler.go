@@ -66,8 +66,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	start, id, status := time.Now(), requestID(r), http.StatusOK
-	body, err := h.route(w, r)
-	f := failureOf(err)
+	body, f := h.route(w, r)
 	header := w.Header()
 	if f != nil {
 		row := answers[f.word]
@@ -90,23 +89,14 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Write(append(text, '\n'))
 }
 
-// failureOf returns the failure that err is, or nil if err is nil. An error that is none may not become a 200.
-func failureOf(err error) *failure {
-	f, ok := errors.AsType[*failure](err)
-	if err != nil && !ok {
-		return &failure{word: "wechat_error", cause: "an unexpected error in wxopenid: report it"}
-	}
-	return f
-}
-
 type errorBody struct {
 	Error   string `json:"error"`
 	Message string `json:"message"`
 	ErrCode int64  `json:"errcode,omitempty"`
 }
 
-// route returns the body of a 200, or a *failure.
-func (h *handler) route(w http.ResponseWriter, r *http.Request) (any, error) {
+// route returns the body of a 200, or a failure.
+func (h *handler) route(w http.ResponseWriter, r *http.Request) (any, *failure) {
 	switch r.URL.Path {
 	case "/openid":
 		if r.Method == http.MethodPost {
@@ -125,53 +115,53 @@ func (h *handler) route(w http.ResponseWriter, r *http.Request) (any, error) {
 	return nil, &failure{word: "not_found"}
 }
 
-func (h *handler) openID(w http.ResponseWriter, r *http.Request) (any, error) {
-	code, err := readCode(w, r)
-	if err != nil {
-		return nil, err
+func (h *handler) openID(w http.ResponseWriter, r *http.Request) (any, *failure) {
+	code, f := readCode(w, r)
+	if f != nil {
+		return nil, f
 	}
-	u, err := h.wechat.openID(r.Context(), code)
-	if f, failed := errors.AsType[*failure](err); failed && f.word == "invalid_code" {
-		return nil, h.unknownCode(*f, r, code)
+	u, f := h.wechat.openID(r.Context(), code)
+	if f != nil && f.word == "invalid_code" {
+		f = h.unknownCode(*f, r, code)
 	}
-	return u, err
+	return u, f
 }
 
 // pageReferer finds the AppID in the Referer that WeChat sets for mini programs
 // (developers.weixin.qq.com/miniprogram/dev/api/network/request/wx.request.html).
 var pageReferer = regexp.MustCompile(`^https://servicewechat\.com/([A-Za-z0-9_-]{1,20})/[^/]*/page-frame\.html$`)
 
-// unknownCode says more of f, an invalid code, where it comes from a mini program with another AppID, or from
-// the developer tools in tourist mode.
-func (h *handler) unknownCode(f failure, r *http.Request, code string) error {
+// unknownCode makes another failure of f, an invalid code, that says more: of a mini program with another AppID, of
+// the developer tools in tourist mode, and of what was asked of the sandbox.
+func (h *handler) unknownCode(f failure, r *http.Request, code string) *failure {
 	appID := h.appID
 	plugin := r.Header.Get("X-WECHAT-HOSTSIGN") != "" // its Referer has the AppID of the mini program around it
 	m := pageReferer.FindStringSubmatch(r.Referer())
 	if m != nil && !plugin && (len(code) < 8 || !strings.Contains(m[1], code)) {
 		appID = m[1] // unless it holds the code, which must not get out
 	}
-	switch {
-	case appID == "touristappid" && h.sandbox != nil:
-		f.word, f.message = "appid_mismatch", "The mini program has the AppID touristappid (tourist mode) and this "+
-			"sandbox has "+h.appID+": this code asks for the refusal, so send another one."
-	case appID == "touristappid":
-		f.word, f.message = "appid_mismatch", "The developer tools are in tourist mode (touristappid): "+
-			"set appid to "+h.appID+", or start this service with -sandbox."
-	case appID != h.appID:
-		f.word, f.message = "appid_mismatch", fmt.Sprintf("The mini program has the AppID %s and this service has %s: "+
-			"fix appid in project.config.json, or WX_APPID with its AppSecret.", appID, h.appID)
-	case code == mockCode && h.sandbox == nil:
-		f.message = "The developer tools are in tourist mode: give the project an AppID of your own, or start this " +
-			"service with -sandbox."
-	case h.sandbox != nil && strings.HasPrefix(code, "sandbox:"):
-		f.message = "The sandbox refuses this code as asked, or does not know what it asks for: see its log."
+	what, remedy := "WeChat does not know this code", ""
+	if appID != h.appID {
+		f.word = "appid_mismatch"
+		what = fmt.Sprintf("The mini program has the AppID %s and this service has %s", appID, h.appID)
+		remedy = "fix appid in project.config.json, or WX_APPID with its AppSecret"
 	}
-	f.cause = cmp.Or(f.message, f.cause)
+	switch {
+	case h.sandbox != nil:
+		remedy = "the sandbox refuses this code as asked, or does not know what it asks for, so see its log"
+	case appID == "touristappid", code == mockCode:
+		remedy = "the developer tools are in tourist mode, so give the project an AppID of your own, or start this " +
+			"service with -sandbox"
+	}
+	if remedy != "" {
+		f.message = what + ": " + remedy + "."
+		f.cause = f.message
+	}
 	return &f
 }
 
 // readCode returns the code in the body of r.
-func readCode(w http.ResponseWriter, r *http.Request) (string, error) {
+func readCode(w http.ResponseWriter, r *http.Request) (string, *failure) {
 	http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
@@ -201,13 +191,10 @@ func readCode(w http.ResponseWriter, r *http.Request) (string, error) {
 
 func notASCII(r rune) bool { return r < ' ' || r > '~' }
 
-func invalid(message string) error { return &failure{word: "invalid_request", message: message} }
+func invalid(message string) *failure { return &failure{word: "invalid_request", message: message} }
 
-// lostQuotes matches {code:…} and '{…: Windows shells make them of '{"code":"…"}'.
-var lostQuotes = regexp.MustCompile(`^('|\{\s*[^"}\s])`)
-
-// singleQuotes matches what Python's str(dict) gives.
-var singleQuotes = regexp.MustCompile(`^\{\s*'`)
+var singleQuotes = regexp.MustCompile(`^\{\s*'`)         // what Python's str(dict) gives
+var lostQuotes = regexp.MustCompile(`^('|\{\s*[^"}\s])`) // what Windows shells make of '{"code":"…"}'
 
 // notJSON says what people send instead of a JSON object, or nothing if it is none of that.
 func notJSON(body []byte, contentType string) string {
@@ -231,7 +218,7 @@ func notJSON(body []byte, contentType string) string {
 	case lostQuotes.Match(text):
 		return `The quotes were lost, as in a Windows shell: in cmd.exe write \" for each ", in PowerShell use ` +
 			"Invoke-RestMethod."
-	case len(text) > 0 && (text[0] == '[' || text[0] == '"') && json.Valid(text):
+	case (text[0] == '[' || text[0] == '"') && json.Valid(text):
 		return `The body is JSON but not an object: send {"code":"…"}.`
 	}
 	return ""

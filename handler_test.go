@@ -217,7 +217,7 @@ func TestFailures(t *testing.T) {
 		{"wechat_error no object", say(`["openid"]`), 502, 0, "", "JSON"},
 		{"wechat_error too long", say(`{"openid":"o"}` + strings.Repeat(" ", 64<<10)), 502, 0, "", "64 KiB"},
 		{"wechat_error no openid", say(`{"errcode":0}`), 502, 0, "", "without an openid"},
-		{"wechat_unreachable", nil, 502, 0, "", "127.0.0.1:1: connection refused firewall HTTPS_PROXY"},
+		{"wechat_unreachable", nil, 502, 0, "", "127.0.0.1:1: connection refused firewall HTTP_PROXY"},
 		{"wechat_unreachable half a reply", abort, 502, 0, "", "broke"},
 		{"wechat_busy", refuse(-1), 503, -1, "1", "busy"},
 		{"quota_exceeded", refuse(45009), 503, 45009, "", "quota"},
@@ -247,16 +247,6 @@ func TestFailures(t *testing.T) {
 				t.Errorf("got log\n%s\nwant the address for 40164 alone", p.log)
 			}
 		})
-	}
-}
-
-func TestFailureOf(t *testing.T) {
-	t.Parallel()
-	if f := failureOf(io.EOF); f == nil || answers[f.word].status != 502 {
-		t.Errorf("got %v for an error that is no failure, want a 502", f)
-	}
-	if f := failureOf(nil); f != nil {
-		t.Errorf("got %v for no error, want nothing", f)
 	}
 }
 
@@ -432,12 +422,12 @@ func TestTimeToArrive(t *testing.T) {
 // TestLongExchange has WeChat take longer than header and body may: the caller still gets the answer.
 func TestLongExchange(t *testing.T) {
 	t.Parallel()
-	inBubble(t, "30 s", time.Minute, up, up, func(t *testing.T, f *fallback) {
-		b, _ := serveInBubble(t, time.Minute, f.handler)
+	inBubble(t, time.Minute, "http://one", func(t *testing.T, s *service) {
+		b, _ := serveInBubble(t, time.Minute, s.handler)
 		if got := readAnswer(t, b.dial(t, halfBody+`{"code":"l"}`)); got.OpenID != "one" {
 			t.Errorf("got %d %s, want the openid", got.status, got.body)
 		}
-	})
+	}, named("one", up))
 }
 
 func TestAppIDMismatch(t *testing.T) {

@@ -18,7 +18,6 @@ import (
 	"log"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"os"
 	"os/signal"
 	"runtime"
@@ -45,7 +44,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case err != nil:
 		return 2
 	case mode.version:
-		fmt.Fprintln(stdout, versionLine())
+		info, _ := debug.ReadBuildInfo()
+		fmt.Fprint(stdout, info)
 		return 0
 	case mode.healthy:
 		return healthy(getenv, stderr)
@@ -56,23 +56,28 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return 2
 	}
 	log.SetOutput(io.Discard) // here net/http quotes unexpected bytes from WeChat, which may hold a session_key
-	if mode.check {
-		return check(ctx, c, stdout, stderr)
-	}
 	// A log that nobody reads blocks who writes to it, but may not block the end.
 	code, limit := make(chan int, 2), c.timeout+stopTimeout+lastRequests
 	context.AfterFunc(ctx, func() { time.AfterFunc(limit, func() { code <- 1 }) })
-	go func() { code <- start(ctx, c, stdout, stderr) }()
+	go func() { code <- start(ctx, c, mode.check, stdout, stderr) }()
 	return <-code
 }
 
-// start runs the service until ctx is done. It returns the exit code.
-func start(ctx context.Context, c config, stdout, stderr io.Writer) int {
+// start runs -check, or the service until ctx is done. It returns the exit code.
+func start(ctx context.Context, c config, checking bool, stdout, stderr io.Writer) int {
 	logger := newLogger(stderr)
 	for _, warning := range c.warnings {
 		logger.Warn(warning)
 	}
-	l, err := listen(ctx, c, logger)
+	cert, err := newCertificate(c, logger)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return 1
+	}
+	if checking {
+		return check(ctx, c, stdout, stderr)
+	}
+	l, err := listen(ctx, c, cert)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return 1
@@ -113,58 +118,26 @@ func parseFlags(args []string, stdout, stderr io.Writer) (modes, error) {
 	flags.BoolVar(&mode.version, "version", false, "print module version, VCS revision and Go version, and exit")
 	flags.Usage = func() {} // printed below, on stdout
 	err := flags.Parse(args)
-	switch word := flags.Arg(0); {
+	switch {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprintln(stdout, "Usage: wxopenid [flag]. Without a flag it starts the service. The flags:")
 		flags.SetOutput(stdout)
 		flags.PrintDefaults()
 		fmt.Fprint(stdout, settingsHelp)
-		return mode, err
-	case err != nil: // which the flag package has printed
-		err = errors.New("wxopenid -h lists the flags and the settings")
-	case word != "" && flags.Lookup(word) != nil:
-		err = fmt.Errorf("%s is a flag: write -%s", word, word)
-	case word != "":
-		err = errors.New("unknown word: wxopenid takes only flags. Settings are environment variables: see wxopenid -h")
-	case mode.check && mode.sandbox:
-		err = errors.New("-check asks the real WeChat: use it without -sandbox, which needs no check")
-	case flags.NFlag() > 1:
-		err = errors.New("there are two flags: use one at a time")
-	}
-	if err != nil {
+	case err != nil || flags.NArg() > 0 || flags.NFlag() > 1:
+		err = errors.New("use one flag at a time, such as -sandbox, and no other word: settings are environment " +
+			"variables, see wxopenid -h")
 		fmt.Fprintln(stderr, err)
 	}
 	return mode, err
 }
 
-func versionLine() string {
-	info, _ := debug.ReadBuildInfo()
-	revision := "unknown"
-	for _, setting := range info.Settings {
-		if setting.Key == "vcs.revision" {
-			revision = setting.Value
-		}
-	}
-	return fmt.Sprintf("wxopenid %s, revision %s, %s", info.Main.Version, revision, info.GoVersion)
-}
-
 // check exchanges a made-up code. WeChat looks at the AppID and AppSecret first, so a refusal of
 // the code means that both are right. A sandbox refuses this code with 40029, too.
 func check(ctx context.Context, c config, stdout, stderr io.Writer) int {
-	logger := newLogger(stderr)
-	for _, warning := range c.warnings {
-		logger.Warn(warning)
-	}
-	if c.tlsCert != "" {
-		if err := (&certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: logger}).load(); err != nil {
-			fmt.Fprintln(stderr, err)
-			return 1
-		}
-	}
-	_, err := newClient(c, slog.New(slog.DiscardHandler)).openID(ctx, "sandbox:errcode=40029")
-	f, failed := errors.AsType[*failure](err)
+	_, f := newClient(c, c.baseURLs, slog.New(slog.DiscardHandler)).openID(ctx, "sandbox:errcode=40029")
 	switch {
-	case !failed:
+	case f == nil:
 		fmt.Fprintln(stderr, "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.")
 	case f.errcode == 40029 || f.errcode == 40163:
 		fmt.Fprintf(stdout, "WeChat accepts the AppID %s and its AppSecret.\n", c.appID)
@@ -191,17 +164,13 @@ func healthy(getenv func(string) string, stderr io.Writer) int {
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	client := http.Client{Transport: transport, Timeout: healthTimeout}
 	resp, err := client.Get(scheme + "://" + addr + "/healthz")
-	if err != nil {
-		if urlErr, ok := errors.AsType[*url.Error](err); ok {
-			err = urlErr.Err // without the URL
+	if err == nil {
+		defer resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			return 0
 		}
-		fmt.Fprintf(stderr, "No service answers at ADDR (%v): start it, or use its ADDR and TLS_CERT.\n", err)
-		return 1
+		err = errors.New("another program is there, and says " + resp.Status)
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		fmt.Fprintf(stderr, "Another program answers (HTTP status %d): set the ADDR of the service.\n", resp.StatusCode)
-		return 1
-	}
-	return 0
+	fmt.Fprintf(stderr, "The service does not answer at ADDR (%v): start it, or use its ADDR and TLS_CERT.\n", said(err))
+	return 1
 }

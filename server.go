@@ -13,10 +13,8 @@ import (
 	"net/http"
 	"os"
 	"regexp"
-	"slices"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -33,18 +31,18 @@ const (
 // serve answers until ctx is done, and the requests then under way have ended.
 func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdout io.Writer) error {
 	logger.Info("listening", "addr", l.Addr().String())
-	var fake http.Handler
+	h, baseURLs := &handler{appID: c.appID, log: logger}, c.baseURLs
 	if c.sandbox {
-		s, url, err := startSandbox(c, logger)
+		fake, url, err := startSandbox(c, logger)
 		if err != nil {
 			return err
 		}
-		defer s.Close()
-		fake, c.baseURLs = s.Handler, append(c.baseURLs, url)
+		defer fake.Close()
+		h.sandbox, baseURLs = fake.Handler, append(baseURLs, url)
 		logger.Warn("this is a sandbox: a fake WeChat answers, and the openids are made up")
 		fmt.Fprintln(stdout, curlLine(l.tls != nil, l.Addr()))
 	}
-	h := &handler{wechat: newClient(c, logger), appID: c.appID, log: logger, sandbox: fake}
+	h.wechat = newClient(c, baseURLs, logger)
 	server := newServer(c, h, l, logger)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
@@ -138,35 +136,19 @@ func (l *listener) connState(_ net.Conn, state http.ConnState) {
 	}
 }
 
-// listen opens the listener, for HTTPS where there is a certificate. Its error is for a person.
-func listen(ctx context.Context, c config, logger *slog.Logger) (*listener, error) {
+// listen opens the listener, for HTTPS if cert is not nil. Its error is for a person.
+func listen(ctx context.Context, c config, cert *certificate) (*listener, error) {
 	l := &listener{places: make(chan struct{}, c.maxConns), stop: ctx.Done()}
-	if c.tlsCert != "" {
-		cert := &certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: logger}
-		if err := cert.load(); err != nil {
-			return nil, err
-		}
+	if cert != nil {
 		go cert.follow(ctx)
 		l.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get}
 	}
 	var err error
 	if l.Listener, err = net.Listen("tcp", c.addr); err != nil {
-		return nil, fmt.Errorf("ADDR: %w: %s", err, listenRemedy(err))
+		return nil, fmt.Errorf("ADDR: %w: stop the other program that uses it, or set another ADDR, with an address of "+
+			"this machine and a port above 1023, as in :2020", err)
 	}
 	return l, nil
-}
-
-// listenRemedy says what to do about an error of net.Listen. The numbers are Windows's.
-func listenRemedy(err error) string {
-	switch errno, _ := errors.AsType[syscall.Errno](err); errno {
-	case syscall.EADDRINUSE, 10048:
-		return "stop the other program that uses the port, or set another ADDR"
-	case syscall.EACCES, 10013:
-		return "set ADDR to a port above 1023, or give this program the right to use that one"
-	case syscall.EADDRNOTAVAIL, 10049:
-		return "set ADDR to an address of this machine, or to the port alone, as in :2020"
-	}
-	return "set ADDR to an address and port that this machine has free, as in :2020"
 }
 
 // A certificate is read from its files, and again whenever they change.
@@ -174,67 +156,66 @@ type certificate struct {
 	certFile, keyFile string
 	log               *slog.Logger
 	pair              atomic.Pointer[tls.Certificate]
-	warned            string // the last warning about its time
+	warned            map[string]bool // the warnings that hold
+}
+
+// newCertificate returns the certificate for HTTPS, or nil for plain HTTP. Its error is for a person.
+func newCertificate(c config, log *slog.Logger) (*certificate, error) {
+	if c.tlsCert == "" {
+		return nil, nil
+	}
+	cert := &certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: log, warned: make(map[string]bool)}
+	err := cert.load()
+	if err == nil {
+		cert.warn()
+	}
+	return cert, err
 }
 
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.pair.Load(), nil }
 
-// follow loads the files again and again, until ctx is done. While they are bad, the last good
-// certificate stays in use.
+// follow loads the files again and again, until ctx is done. While they are bad, the old certificate stays in use.
 func (c *certificate) follow(ctx context.Context) {
-	logged := ""
-	for ctx.Err() == nil {
+	for logged := ""; ctx.Err() == nil; {
 		time.Sleep(certInterval)
-		err := c.load()
-		if err != nil && err.Error() != logged {
-			c.log.Error("the old certificate stays in use", "cause", err.Error())
+		text := ""
+		if err := c.load(); err != nil {
+			text = err.Error()
 		}
-		logged = ""
-		if err != nil {
-			logged = err.Error()
-			c.warnOfTime()
+		if text != "" && text != logged {
+			c.log.Error("the old certificate stays in use", "cause", text)
 		}
+		logged = text
+		c.warn()
 	}
 }
 
-// load reads the files. It warns of a certificate that phones will refuse.
 func (c *certificate) load() error {
-	certPEM, err := os.ReadFile(c.certFile)
-	if err != nil {
-		return fmt.Errorf("TLS_CERT cannot be read (%w): name a PEM file that this user may read", reason(err))
-	}
-	keyPEM, err := os.ReadFile(c.keyFile)
-	if err != nil {
-		return fmt.Errorf("TLS_KEY cannot be read (%w): name a PEM file that this user may read", reason(err))
-	}
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
+	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+	if pathErr, ok := errors.AsType[*os.PathError](err); ok {
+		name := map[string]string{c.keyFile: "TLS_KEY", c.certFile: "TLS_CERT"}[pathErr.Path]
+		return fmt.Errorf("%s cannot be read (%w): name a PEM file that this user may read", name, pathErr.Err)
+	} else if err != nil {
 		return fmt.Errorf("TLS_CERT and TLS_KEY cannot be used (%w): use PEM files, leaf first, without password", err)
 	}
-	old := c.pair.Swap(&pair)
-	if old == nil || !slices.EqualFunc(old.Certificate, pair.Certificate, bytes.Equal) {
-		c.warned = ""
-		if leaf := pair.Leaf; len(pair.Certificate) == 1 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
-			c.log.Warn("TLS_CERT has no intermediate certificate, so phones refuse it: use the full chain")
-		}
-	}
-	c.warnOfTime()
+	c.pair.Store(&pair)
 	return nil
 }
 
-// warnOfTime warns once of a certificate that has expired, and once of one that soon will.
-func (c *certificate) warnOfTime() {
-	leaf, warning := c.pair.Load().Leaf, ""
-	left, life := time.Until(leaf.NotAfter), leaf.NotAfter.Sub(leaf.NotBefore)
-	switch {
-	case left <= 0:
-		warning = "the certificate in TLS_CERT has expired, so phones refuse it: renew it"
-	case left < min(7*24*time.Hour, life/3):
-		end := leaf.NotAfter.UTC().Format(time.DateTime)
-		warning = "the certificate in TLS_CERT expires on " + end + " UTC: renew it"
-	}
-	if warning != c.warned && warning != "" {
+// warn warns of a certificate that phones refuse or soon will.
+func (c *certificate) warn() {
+	chain, leaf := c.pair.Load().Certificate, c.pair.Load().Leaf
+	left, life, end := time.Until(leaf.NotAfter), leaf.NotAfter.Sub(leaf.NotBefore), leaf.NotAfter.UTC().Format(time.DateTime)
+	c.warnIf(len(chain) == 1 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject),
+		"TLS_CERT has no intermediate certificate, so phones refuse it: use the full chain")
+	c.warnIf(left <= 0, "the certificate in TLS_CERT expired on "+end+" UTC, so phones refuse it: renew it")
+	c.warnIf(left > 0 && left < min(7*24*time.Hour, life/3), "the certificate in TLS_CERT expires on "+end+" UTC: renew it")
+}
+
+// warnIf logs a warning when it begins to hold.
+func (c *certificate) warnIf(holds bool, warning string) {
+	if holds && !c.warned[warning] {
 		c.log.Warn(warning)
 	}
-	c.warned = warning
+	c.warned[warning] = holds
 }

@@ -20,14 +20,17 @@ import (
 )
 
 const (
-	maxReply = 64 << 10 // bytes; WeChat's replies have some 150
-	changed  = "something between here and WeChat changes the query: check the proxy and WX_BASE_URL"
-	badURL   = "WeChat refuses the URL: WX_BASE_URL has to begin with https:// and have the right path"
+	maxReply     = 64 << 10         // bytes; WeChat's replies have some 150
+	passOverTime = 30 * time.Second // how long a base URL that is out of reach is passed over
+
+	hungUp  = "the caller hung up before WeChat answered: look at its timeout"
+	changed = "something between here and WeChat changes the query: check the proxy and WX_BASE_URL"
+	badURL  = "WeChat refuses the URL: WX_BASE_URL has to begin with https:// and have the right path"
 )
 
 // A failure is an error response. The caller reads message, the operator reads cause. It is made complete, and
-// never changed. Its texts are this program's own or the operating system's: no URL, AppSecret, code or
-// session_key can be in them.
+// never changed. It holds no URL, AppSecret, code or session_key: its texts are this program's own, or say why there
+// is no connection.
 type failure struct {
 	word    string // the "error" of the answer, a key of answers
 	errcode int64  // WeChat's, or 0
@@ -35,8 +38,6 @@ type failure struct {
 	cause   string // for the operator who reads the log: the culprit, then what to do
 	message string // where the one in answers does not fit
 }
-
-func (f *failure) Error() string { return f.word + ": " + f.cause }
 
 // errcodes are the errcodes with a meaning here, from WeChat's global list, users' reports and
 // developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_code2session.
@@ -82,7 +83,7 @@ type client struct {
 	log     *slog.Logger
 }
 
-func newClient(c config, log *slog.Logger) *client {
+func newClient(c config, baseURLs []*url.URL, log *slog.Logger) *client {
 	query := url.Values{"appid": {c.appID}, "secret": {c.appSecret}, "grant_type": {"authorization_code"}}
 	wx := &client{
 		query:   query.Encode() + "&js_code=",
@@ -91,30 +92,35 @@ func newClient(c config, log *slog.Logger) *client {
 		timeout: c.timeout,
 		log:     log,
 	}
-	for _, u := range c.baseURLs {
-		wx.bases = append(wx.bases, newBase(u, c.timeout/time.Duration(len(c.baseURLs)), cap(wx.turns)))
+	for _, u := range baseURLs {
+		wx.bases = append(wx.bases, newBase(u, c.timeout/time.Duration(len(baseURLs)), cap(wx.turns)))
 	}
 	return wx
 }
 
-// openID exchanges code for its user. The error is a *failure.
-func (wx *client) openID(ctx context.Context, code string) (user, error) {
+// openID exchanges code for its user.
+func (wx *client) openID(ctx context.Context, code string) (user, *failure) {
 	select {
 	case wx.slots <- struct{}{}:
 		defer func() { <-wx.slots }()
 	default:
 		return user{}, &failure{word: "overloaded", cause: "MAX_INFLIGHT is reached: raise it, or add an instance"}
 	}
-	ctx, cancel := context.WithTimeout(ctx, wx.timeout)
-	defer cancel()
-	if err := wx.takeTurn(ctx); err != nil {
-		return user{}, err
+	deadline := time.Now().Add(wx.timeout)
+	select {
+	case wx.turns <- struct{}{}:
+		defer func() { <-wx.turns }()
+	case <-ctx.Done():
+		return user{}, &failure{word: "client_closed_request", cause: hungUp}
+	case <-time.After(wx.timeout / 2): // who gets a turn has the other half
+		return user{}, &failure{word: "overloaded", cause: "all turns were taken for half of WX_TIMEOUT: WeChat is " +
+			"slow, this machine has too little CPU, or MAX_INFLIGHT has to be raised"}
 	}
-	defer func() { <-wx.turns }()
-	query := wx.query + url.QueryEscape(code)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
 	var causes []string
 	for _, b := range wx.inOrder() {
-		reply, connected, err := b.get(ctx, query)
+		reply, connected, err := b.get(ctx, wx.query+url.QueryEscape(code))
 		if err == nil {
 			return parseReply(b, reply)
 		}
@@ -132,27 +138,6 @@ func (wx *client) openID(ctx context.Context, code string) (user, error) {
 	return user{}, &failure{word: "wechat_unreachable", cause: strings.Join(causes, "; ")}
 }
 
-// takeTurn waits in line for half of the time limit at most, so that the other half is left for the exchange.
-func (wx *client) takeTurn(ctx context.Context) error {
-	select {
-	case wx.turns <- struct{}{}:
-		return nil
-	default:
-	}
-	wait, cancel := context.WithTimeout(ctx, wx.timeout/2)
-	defer cancel()
-	select {
-	case wx.turns <- struct{}{}:
-		return nil
-	case <-wait.Done():
-	}
-	if ctx.Err() == context.Canceled {
-		return &failure{word: "client_closed_request", cause: hungUp}
-	}
-	return &failure{word: "overloaded", cause: "all turns were taken for half of WX_TIMEOUT: WeChat is slow, this " +
-		"machine has too little CPU, or MAX_INFLIGHT has to be raised"}
-}
-
 // inOrder returns the base URLs to try, with those that are passed over at the end. When the time of
 // one is up, a single exchange tries it, and the others go on to pass it over.
 func (wx *client) inOrder() (order []*base) {
@@ -167,6 +152,9 @@ func (wx *client) inOrder() (order []*base) {
 	}
 	return append(order, last...)
 }
+
+// passOver marks b as out of reach, and reports whether that is new.
+func (b *base) passOver() bool { return b.retryAt.Swap(time.Now().Add(passOverTime).UnixNano()) == 0 }
 
 // A reply is an HTTP reply of WeChat. The status is 0 if there is none, the body empty unless it is 200.
 type reply struct {
@@ -188,7 +176,7 @@ func (b *base) get(ctx context.Context, query string) (r reply, connected bool, 
 	request := &http.Request{Method: http.MethodGet, URL: &u, Header: http.Header{}}
 	resp, err := b.transport.RoundTrip(request.WithContext(httptrace.WithClientTrace(ctx, trace)))
 	if err != nil && lookingUp.Load() {
-		return r, connected, &net.DNSError{IsTimeout: true}
+		return r, connected, &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{IsTimeout: true}}
 	} else if err != nil {
 		return r, connected, err
 	}
@@ -200,33 +188,37 @@ func (b *base) get(ctx context.Context, query string) (r reply, connected bool, 
 	return r, connected, err
 }
 
-const hungUp = "the caller hung up before WeChat answered: look at its timeout"
-
 // explain says what an error of get means: a word, and one sentence with the culprit, what it said, and the
 // remedy. Once connected it never quotes err, which may quote WeChat.
 func (b *base) explain(ended error, r reply, connected bool, err error) (word, cause string) {
-	where := b.url.Host + b.through()
 	switch {
 	case ended == context.Canceled:
 		return "client_closed_request", hungUp
-	case ended != nil && connected && b.through() != "":
-		return "wechat_timeout", where + ": no whole reply within WX_TIMEOUT: WeChat or the proxy is slow, so raise " +
-			"WX_TIMEOUT"
 	case ended != nil && connected:
-		return "wechat_timeout", where + ": no whole reply within WX_TIMEOUT: WeChat is slow, so raise WX_TIMEOUT"
+		return "wechat_timeout", b.url.Host + ": no whole reply within WX_TIMEOUT: WeChat" + b.through() + " is slow, " +
+			"so raise WX_TIMEOUT"
 	case ended != nil:
 		return "wechat_timeout", b.noConnection(err)
-	case connected && r.status != 0:
-		return "wechat_unreachable", where + ": the connection broke in the middle of the reply: call wx.login again"
-	case connected:
-		return "wechat_unreachable", where + ": the connection broke before a reply came: call wx.login again"
+	case !connected:
+		return "wechat_unreachable", b.noConnection(err)
+	case r.status != 0:
+		return "wechat_unreachable", b.url.Host + b.through() + ": the connection broke in the middle of the reply: " +
+			"call wx.login again"
 	}
-	return "wechat_unreachable", b.noConnection(err)
+	return "wechat_unreachable", b.url.Host + b.through() + ": the connection broke before a reply: call wx.login again"
+}
+
+// through names the proxy on the way to b, or nothing.
+func (b *base) through() string {
+	if b.proxy == nil {
+		return ""
+	}
+	return " through the proxy " + b.proxy.Host
 }
 
 // parseReply returns the user in a reply of b. HTTP 200 and errcode 0 are not success: an openid
 // is. The session_key is not decoded.
-func parseReply(b *base, r reply) (user, error) {
+func parseReply(b *base, r reply) (user, *failure) {
 	object := struct {
 		user
 		ErrCode json.Number `json:"errcode"` // a number, a number in a string, or null
@@ -251,24 +243,17 @@ func parseReply(b *base, r reply) (user, error) {
 		cause: b.url.Host + b.through() + " gave " + what + ": check what WX_BASE_URL, or a proxy, leads to"}
 }
 
-var ridPattern = regexp.MustCompile(`\brid: ([0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8})\b`)
-var ipPattern = regexp.MustCompile(`\binvalid ip ([^ ,]+)`)
+var ridPattern = regexp.MustCompile(`\brid: [0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8}\b`)
+var ipPattern = regexp.MustCompile(`\binvalid ip [^ ,]+`)
 
 // refusal returns the failure for an errcode. For 40164 it names the address that WeChat saw.
-func refusal(errcode int64, errmsg string) error {
+func refusal(errcode int64, errmsg string) *failure {
 	row := errcodes[errcode]
 	cause := fmt.Sprintf("errcode %d: %s", errcode, cmp.Or(row.remedy, "look it up at developers.weixin.qq.com"))
-	if ip, err := netip.ParseAddr(find(ipPattern, errmsg)); errcode == 40164 && err == nil && ip.Zone() == "" {
+	ip, err := netip.ParseAddr(strings.TrimPrefix(ipPattern.FindString(errmsg), "invalid ip "))
+	if errcode == 40164 && err == nil && ip.Zone() == "" {
 		cause += "; WeChat saw the address " + ip.String()
 	}
-	rid := find(ridPattern, errmsg)
+	rid := strings.TrimPrefix(ridPattern.FindString(errmsg), "rid: ")
 	return &failure{word: cmp.Or(row.word, "wechat_error"), errcode: errcode, rid: rid, cause: cause}
-}
-
-// find returns the group of pattern in errmsg, or nothing.
-func find(pattern *regexp.Regexp, errmsg string) string {
-	if m := pattern.FindStringSubmatch(errmsg); m != nil {
-		return m[1]
-	}
-	return ""
 }

@@ -1,0 +1,364 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A fake is a WeChat, or a proxy, in memory.
+type fake struct {
+	connect atomic.Value   // func(context.Context) error: how a connection comes about
+	serve   func(net.Conn) // does not have to close it
+	dials   atomic.Int64
+	asked   atomic.Int64 // requests that each has read
+}
+
+func newFake(connect func(context.Context) error, serve func(net.Conn)) *fake {
+	f := &fake{serve: serve}
+	f.connect.Store(connect)
+	return f
+}
+
+func (f *fake) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	f.dials.Add(1)
+	if err := f.connect.Load().(func(context.Context) error)(ctx); err != nil {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Source: &net.TCPAddr{Port: 1}, Err: err}
+	}
+	ours, theirs := net.Pipe()
+	go func() {
+		defer theirs.Close()
+		f.serve(theirs)
+	}()
+	return ours, nil
+}
+
+// once answers the one request of each connection.
+func (f *fake) once(answer func(net.Conn)) *fake {
+	f.serve = func(conn net.Conn) {
+		if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+			f.asked.Add(1)
+			answer(conn)
+		}
+	}
+	return f
+}
+
+// named is a WeChat whose openid is its name, for the code "slow" after a second, for "l" after 30, for "wait" never.
+func named(name string, connect func(context.Context) error) *fake {
+	f := newFake(connect, nil)
+	f.serve = func(conn net.Conn) {
+		for in := bufio.NewReader(conn); ; io.WriteString(conn, httpReply(`{"openid":"`+name+`"}`)) {
+			r, err := http.ReadRequest(in)
+			if err != nil {
+				return
+			}
+			f.asked.Add(1)
+			switch r.FormValue("js_code") {
+			case "wait":
+				untilClosed(conn)
+			case "slow":
+				time.Sleep(time.Second)
+			case "l":
+				time.Sleep(30 * time.Second)
+			}
+		}
+	}
+	return f
+}
+
+func up(context.Context) error      { return nil }
+func slow(context.Context) error    { time.Sleep(time.Second); return nil }
+func refuses(context.Context) error { return os.NewSyscallError("connect", syscall.ECONNREFUSED) }
+func silent(context.Context) error  { time.Sleep(2 * time.Second); return context.DeadlineExceeded }
+
+func fails(err error) func(context.Context) error { return func(context.Context) error { return err } }
+
+func untilClosed(conn net.Conn) { io.Copy(io.Discard, conn) }
+
+// says reads something before each of the texts.
+func says(texts ...string) func(net.Conn) {
+	return func(conn net.Conn) {
+		for _, text := range texts {
+			if conn.Read(make([]byte, 8192)); text != "" {
+				io.WriteString(conn, text)
+			}
+		}
+	}
+}
+
+// inBubble runs test in a synctest bubble, where time passes only while all wait, with a service whose base URLs lead to
+// fakes.
+func inBubble(t *testing.T, timeout time.Duration, baseURLs string, test func(*testing.T, *service), fakes ...*fake) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := newService(t, timeout, strings.Fields(baseURLs)...)
+		s.fakes = fakes
+		for i, f := range fakes {
+			s.bases[i].transport.DialContext = f.dial
+		}
+		test(t, s)
+		for range 2 {
+			for _, b := range s.bases {
+				b.transport.CloseIdleConnections()
+			}
+			time.Sleep(time.Minute) // for dials to end
+		}
+	})
+}
+
+// TestNoConnection has no connection to the first of two base URLs.
+func TestNoConnection(t *testing.T) {
+	t.Parallel()
+	const (
+		ok     = "HTTP/1.1 200 OK\r\n\r\n"
+		http   = "http://u:TopSecret@proxy:7890"
+		socks  = "socks5://proxy:1080"
+		https  = "https://proxy:7890"
+		direct = ": check the firewall, or set HTTPS_PROXY if this network needs a proxy"
+		rule   = ": look in its log for a rule against the host, or a dead node"
+		scheme = ": write http:// in HTTPS_PROXY, or socks5:// for a SOCKS port"
+	)
+	status := func(line string) func(net.Conn) { return says("HTTP/1.1 " + line + "\r\nX: TopSecret\r\n\r\n") }
+	reply := func(code string) func(net.Conn) { // RFC 1928: no password wanted, then a reply code
+		return says("\x05\x00", "\x05"+code+"\x00\x01\x00\x00\x00\x00\x00\x00")
+	}
+	lookup := func(ctx context.Context) error { // begins and does not end
+		httptrace.ContextClientTrace(ctx).DNSStart(httptrace.DNSStartInfo{})
+		return silent(ctx)
+	}
+	tests := []struct {
+		name    string
+		proxy   string
+		connect func(context.Context) error
+		serve   func(net.Conn)
+		timeout time.Duration // of WX_TIMEOUT, which is over before the second base URL is asked
+		cause   string
+	}{
+		{name: "refused", connect: refuses, cause: "wechat:443: connection refused" + direct},
+		{name: "unreachable", connect: fails(syscall.ENETUNREACH), cause: "wechat:443: network is unreachable" + direct},
+		{name: "no answer", connect: silent, cause: "wechat:443: no answer in time" + direct},
+		{name: "no such host", connect: fails(&net.DNSError{Name: "wechat", Err: "no such host", IsNotFound: true}),
+			cause: "wechat: lookup wechat: no such host: check DNS, and the name in WX_BASE_URL"},
+		{name: "DNS refuses", connect: fails(&net.DNSError{Err: "read udp 10.0.0.2:40000->10.0.0.1:53: connection refused"}),
+			cause: "wechat: the name lookup failed or took too long: check DNS, and the name in WX_BASE_URL"},
+		{name: "DNS does not answer", connect: lookup, timeout: time.Second,
+			cause: "wechat: the name lookup failed or took too long: check DNS, and the name in WX_BASE_URL"},
+		{name: "handshake without an answer", serve: untilClosed, cause: "wechat:443: no answer in time" + direct},
+		{name: "handshake that is broken off", serve: says(""), cause: "wechat:443: connection closed" + direct},
+		{name: "no TLS", serve: says("HTTP/1.1 400 Bad\r\n\r\n"), cause: "wechat:443 speaks no TLS: check what WX_BASE_URL leads to"},
+
+		{name: "proxy gone", proxy: http, connect: refuses,
+			cause: "the proxy proxy:7890 cannot be reached (connection refused): start it, or fix HTTPS_PROXY"},
+		{name: "proxy without address", proxy: http, connect: lookup, timeout: time.Second,
+			cause: "the proxy proxy:7890 cannot be reached (the name lookup failed or took too long): start it, or fix HTTPS_PROXY"},
+		{name: "407", proxy: http, serve: status("407 X"),
+			cause: "the proxy proxy:7890 wants a password (status 407): check user and password in HTTPS_PROXY"},
+		{name: "401", proxy: http, serve: status("401 X"),
+			cause: "the proxy proxy:7890 wants a password (status 401): check user and password in HTTPS_PROXY"},
+		{name: "403", proxy: http, serve: status("403 Access violation"),
+			cause: "the proxy proxy:7890 refuses wechat:443 (status 403): allow that host and port there"},
+		{name: "503", proxy: http, serve: status("503 X"),
+			cause: "the proxy proxy:7890 cannot reach wechat:443 (status 503): check its network, or its node"},
+		{name: "silent to CONNECT", proxy: http, serve: untilClosed, timeout: time.Second,
+			cause: "the proxy proxy:7890 gives no connection to wechat:443 (no answer in time)" + rule},
+		{name: "closed", proxy: http, serve: says(""),
+			cause: "the proxy proxy:7890 gives no connection to wechat:443 (connection closed)" + rule},
+		{name: "200 and closed", proxy: http, serve: says(ok, ""),
+			cause: "the proxy proxy:7890 gives no connection to wechat:443 (connection closed)" + rule},
+		{name: "200 and silent", proxy: http, serve: func(conn net.Conn) { says(ok)(conn); untilClosed(conn) },
+			cause: "the proxy proxy:7890 gives no connection to wechat:443 (net/http: TLS handshake timeout)" + rule},
+		{name: "200 and no TLS", proxy: http, serve: says(ok, "HTTP/1.1 400 Bad\r\n\r\n"),
+			cause: "the proxy proxy:7890 gives no connection to wechat:443 (tls: first record does not look like a TLS handshake)" + rule},
+		{name: "no HTTP", proxy: http, serve: says("SSH-2.0-TopSecret\r\n"),
+			cause: "the proxy proxy:7890 does not answer in http" + scheme},
+		{name: "no header", proxy: http, serve: says("HTTP/1.1 200 OK\r\nTopSecret\r\n\r\n"),
+			cause: "the proxy proxy:7890 does not answer in http" + scheme},
+
+		{name: "SOCKS password", proxy: socks, serve: says("\x05\xff"),
+			cause: "the proxy proxy:1080 wants a password (no acceptable authentication methods): check user and password in HTTPS_PROXY"},
+		{name: "SOCKS not allowed", proxy: socks, serve: reply("\x02"), cause: "the proxy proxy:1080 refuses wechat:443 " +
+			"(unknown error connection not allowed by ruleset): allow that host and port there"},
+		{name: "SOCKS refused", proxy: socks, serve: reply("\x05"), cause: "the proxy proxy:1080 cannot reach wechat:443 " +
+			"(unknown error connection refused): check its network, or its node"},
+		{name: "SOCKS closed", proxy: socks, serve: says(""),
+			cause: "the proxy proxy:1080 gives no connection to wechat:443 (connection closed)" + rule},
+		{name: "HTTP proxy asked in SOCKS", proxy: socks, serve: untilClosed, timeout: time.Second,
+			cause: "the proxy proxy:1080 does not answer in socks5" + scheme},
+
+		{name: "HTTP proxy asked over TLS", proxy: https, serve: says("HTTP/1.1 400 Bad\r\n\r\n"),
+			cause: "the proxy proxy:7890 does not answer in https" + scheme},
+		{name: "HTTP proxy asked over TLS, silent", proxy: https, serve: untilClosed,
+			cause: "the proxy proxy:7890 does not answer in https" + scheme},
+		{name: "HTTP proxy asked over TLS, closed", proxy: https, serve: says(""),
+			cause: "the proxy proxy:7890 does not answer in https" + scheme},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			if test.connect == nil {
+				test.connect = up
+			}
+			timeout, want := 20*time.Second, `200 {"openid":"two"}`
+			if test.timeout > 0 {
+				timeout, want = test.timeout, "504 wechat_timeout"
+			}
+			first, second := newFake(test.connect, test.serve), named("two", up)
+			inBubble(t, timeout, "https://wechat http://two", func(t *testing.T, s *service) {
+				if test.proxy != "" {
+					s.bases[0].proxy = must(url.Parse(test.proxy))
+				}
+				if got := s.post(leakCode).brief(); got != want {
+					t.Errorf("got %s, want %s", got, want)
+				}
+				if got := s.log.next(t, "WeChat is out of reach")["cause"]; got != test.cause {
+					t.Errorf("got cause\n%s, want\n%s", got, test.cause)
+				}
+				checkNoLeak(t, "log", s.log.String())
+			}, first, second)
+		})
+	}
+}
+
+// TestCertificateOfWeChat has certificates that are and are not good, directly and behind a proxy.
+func TestCertificateOfWeChat(t *testing.T) {
+	t.Parallel()
+	const remedy = ": check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
+	tests := []struct {
+		name, host string
+		unknown    bool // the authority
+		proxy      *url.URL
+		from, to   time.Duration
+		openID     string
+		cause      string
+	}{
+		{name: "good", host: "127.0.0.1", from: -time.Hour, to: time.Hour, openID: "one"},
+		{name: "unknown authority", host: "127.0.0.1", unknown: true, from: -time.Hour, to: time.Hour, openID: "two",
+			cause: "127.0.0.1: x509: certificate signed by unknown authority" + remedy},
+		{name: "expired", host: "127.0.0.1", from: -time.Hour, to: -time.Second, openID: "two",
+			cause: "127.0.0.1: the certificate has expired or is not yet valid" + remedy},
+		{name: "of tomorrow", host: "127.0.0.1", from: time.Hour, to: 2 * time.Hour, openID: "two",
+			cause: "127.0.0.1: the certificate has expired or is not yet valid" + remedy},
+		{name: "for another host", host: "127.0.0.2", from: -time.Hour, to: time.Hour, openID: "two",
+			cause: "127.0.0.2: x509: certificate is valid for 127.0.0.1, not 127.0.0.2" + remedy},
+		{name: "behind a proxy", host: "127.0.0.2", from: -time.Hour, to: time.Hour, openID: "two",
+			proxy: &url.URL{Scheme: "http", Host: "proxy"},
+			cause: "127.0.0.2: x509: certificate is valid for 127.0.0.1, not 127.0.0.2" + remedy +
+				"; a proxy that intercepts TLS needs its CA here"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			var certificate tls.Certificate
+			wechat := newFake(up, func(conn net.Conn) {
+				if test.proxy != nil {
+					says("HTTP/1.1 200 OK\r\n\r\n")(conn)
+				}
+				says(httpReply(`{"openid":"one"}`))(tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{certificate}}))
+			})
+			inBubble(t, 20*time.Second, "https://"+test.host+" http://two", func(t *testing.T, s *service) {
+				ca, roots, now := newAuthority(t), x509.NewCertPool(), time.Now()
+				leaf := ca.sign(t, &x509.Certificate{NotBefore: now.Add(test.from), NotAfter: now.Add(test.to)})
+				certificate = tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: ca.key}
+				if !test.unknown {
+					roots.AddCert(ca.cert)
+				}
+				s.bases[0].transport.TLSClientConfig, s.bases[0].proxy = &tls.Config{RootCAs: roots}, test.proxy
+				if got := s.post("x"); got.OpenID != test.openID {
+					t.Errorf("got %s, want the openid %s; the log is:\n%s", got.brief(), test.openID, s.log)
+				}
+				if test.cause != "" && s.log.next(t, "WeChat is out of reach")["cause"] != test.cause {
+					t.Errorf("got log\n%s\nwant cause %s", s.log, test.cause)
+				}
+			}, wechat, named("two", up))
+		})
+	}
+}
+
+// answerDNS answers queries for addresses of IPv4 after a time, and those of IPv6 never (RFC 1035, over TCP).
+func answerDNS(after time.Duration) func(net.Conn) {
+	return func(conn net.Conn) {
+		for {
+			query := make([]byte, 512)
+			n, err := io.ReadAtLeast(conn, query, 2+12)
+			if err != nil {
+				return
+			}
+			end := 2 + 12 + strings.IndexByte(string(query[2+12:n]), 0) + 5 // of the question: its name, type and class
+			if binary.BigEndian.Uint16(query[end-4:]) != 1 {
+				continue
+			}
+			time.Sleep(after)
+			reply := append([]byte{}, query[2:4]...)
+			reply = append(reply, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0)
+			reply = append(append(reply, query[2+12:end]...), 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1)
+			conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(reply))), reply...))
+		}
+	}
+}
+
+// TestSlowDNS has a name server that takes three seconds, and never answers for IPv6.
+func TestSlowDNS(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		timeout time.Duration
+		want    string
+	}{
+		{timeout: 30 * time.Second, want: `200 {"openid":"one"}`},
+		{timeout: 2 * time.Second, want: "504 wechat_timeout"},
+	}
+	for _, test := range tests {
+		t.Run(test.timeout.String(), func(t *testing.T) {
+			t.Parallel()
+			dns, wechat := newFake(up, answerDNS(3*time.Second)), named("one", up)
+			inBubble(t, test.timeout, "http://wechat.example", func(t *testing.T, s *service) {
+				resolver := &net.Resolver{PreferGo: true, Dial: dns.dial}
+				s.bases[0].transport.DialContext = func(ctx context.Context, _, addr string) (net.Conn, error) {
+					if _, err := resolver.LookupIPAddr(ctx, strings.TrimSuffix(addr, ":80")); err != nil {
+						return nil, &net.OpError{Op: "dial", Net: "tcp", Err: err}
+					}
+					return wechat.dial(ctx, "", "")
+				}
+				if got := s.post("x").brief(); got != test.want {
+					t.Errorf("got %s, want %s; the log is:\n%s", got, test.want, s.log)
+				}
+				if cause := fmt.Sprint(s.log.next(t, "request")["cause"]); strings.Contains(cause, "check DNS") != (test.timeout < 3*time.Second) {
+					t.Errorf("got cause %s", cause)
+				}
+			})
+		})
+	}
+}
+
+// TestSilentHandshakes has more TLS handshakes than may be under way, with a base URL that never answers.
+func TestSilentHandshakes(t *testing.T) {
+	t.Parallel()
+	inBubble(t, 4*time.Second, "https://one http://two", func(t *testing.T, s *service) {
+		start := time.Now()
+		var callers sync.WaitGroup
+		for range 40 {
+			callers.Go(func() {
+				if got := s.post("x"); got.OpenID != "two" || time.Since(start) != 2*time.Second {
+					t.Errorf("got %s after %v, want the openid after one wait", got.brief(), time.Since(start))
+				}
+			})
+		}
+		callers.Wait()
+	}, newFake(up, untilClosed), named("two", up))
+}
