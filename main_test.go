@@ -223,7 +223,7 @@ func TestFlags(t *testing.T) {
 }
 
 // checkWords wants all of the words in text, and no text if there are none.
-func checkWords(t *testing.T, where, text, words string) {
+func checkWords(t testing.TB, where, text, words string) {
 	t.Helper()
 	for word := range strings.FieldsSeq(words) {
 		if !strings.Contains(text, word) {
