@@ -294,7 +294,7 @@ func TestHealthy(t *testing.T) {
 	cert, key := newPair(t)
 	plain := startProgram(t, credentials()).addr
 	secure := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key)).addr
-	other := strings.TrimPrefix(newWeChat(t, status(404, "")), "http://")
+	other := strings.TrimPrefix(newWeChat(t, http.NotFound), "http://")
 	tests := []struct {
 		name, addr, cert string
 		code             int
