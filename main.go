@@ -37,34 +37,48 @@ func main() {
 
 // run is the program, until ctx is done. It returns the exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	mode, err := parseFlags(args, stdout, stderr)
+	flags := flag.NewFlagSet("wxopenid", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	sandbox := flags.Bool("sandbox", false, "run against an embedded fake WeChat, without AppID and AppSecret")
+	checking := flags.Bool("check", false, "ask WeChat whether it accepts the AppID and AppSecret, and exit")
+	probing := flags.Bool("healthy", false, "ask the service that runs here with the same ADDR and TLS_CERT\n"+
+		"whether it is up, and exit: 0 if so, else 1")
+	version := flags.Bool("version", false, "print module version, VCS revision and Go version, and exit")
+	flags.Usage = func() {} // printed below, on stdout
+	err := flags.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintln(stdout, "Usage: wxopenid [flag]. Without a flag it starts the service. The flags:")
+		flags.SetOutput(stdout)
+		flags.PrintDefaults()
+		fmt.Fprint(stdout, settingsHelp)
 		return 0
-	case err != nil:
+	case err != nil || flags.NArg() > 0 || flags.NFlag() > 1:
+		fmt.Fprintln(stderr, "Use one flag at a time, such as -sandbox, and no other word: settings are environment "+
+			"variables, see wxopenid -h.")
 		return 2
-	case mode.version:
+	case *version:
 		info, _ := debug.ReadBuildInfo()
 		fmt.Fprint(stdout, info)
 		return 0
-	case mode.healthy:
+	case *probing:
 		return healthy(getenv, stderr)
 	}
-	c, err := loadConfig(getenv, mode.sandbox)
+	c, err := loadConfig(getenv, *sandbox)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return 2
 	}
-	log.SetOutput(io.Discard) // here net/http quotes unexpected bytes from WeChat, which may hold a session_key
 	// A log that nobody reads blocks who writes to it, but may not block the end.
 	code, limit := make(chan int, 2), c.timeout+stopTimeout+lastRequests
 	context.AfterFunc(ctx, func() { time.AfterFunc(limit, func() { code <- 1 }) })
-	go func() { code <- start(ctx, c, mode.check, stdout, stderr) }()
+	go func() { code <- start(ctx, c, *checking, stdout, stderr) }()
 	return <-code
 }
 
 // start runs -check, or the service until ctx is done. It returns the exit code.
 func start(ctx context.Context, c config, checking bool, stdout, stderr io.Writer) int {
+	log.SetOutput(io.Discard) // here net/http quotes unexpected bytes from WeChat, which may hold a session_key
 	logger := newLogger(stderr)
 	for _, warning := range c.warnings {
 		logger.Warn(warning)
@@ -101,35 +115,6 @@ func newLogger(stderr io.Writer) *slog.Logger {
 		return slog.New(slog.NewTextHandler(stderr, nil))
 	}
 	return slog.New(slog.NewJSONHandler(stderr, nil))
-}
-
-// modes are what the flags ask for.
-type modes struct{ sandbox, check, healthy, version bool }
-
-// parseFlags returns the mode, or an error that it has printed.
-func parseFlags(args []string, stdout, stderr io.Writer) (modes, error) {
-	var mode modes
-	flags := flag.NewFlagSet("wxopenid", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.BoolVar(&mode.sandbox, "sandbox", false, "run against an embedded fake WeChat, without AppID and AppSecret")
-	flags.BoolVar(&mode.check, "check", false, "ask WeChat whether it accepts the AppID and AppSecret, and exit")
-	flags.BoolVar(&mode.healthy, "healthy", false, "ask the service that runs here with the same ADDR and TLS_CERT\n"+
-		"whether it is up, and exit: 0 if so, else 1")
-	flags.BoolVar(&mode.version, "version", false, "print module version, VCS revision and Go version, and exit")
-	flags.Usage = func() {} // printed below, on stdout
-	err := flags.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintln(stdout, "Usage: wxopenid [flag]. Without a flag it starts the service. The flags:")
-		flags.SetOutput(stdout)
-		flags.PrintDefaults()
-		fmt.Fprint(stdout, settingsHelp)
-	case err != nil || flags.NArg() > 0 || flags.NFlag() > 1:
-		err = errors.New("use one flag at a time, such as -sandbox, and no other word: settings are environment " +
-			"variables, see wxopenid -h")
-		fmt.Fprintln(stderr, err)
-	}
-	return mode, err
 }
 
 // check exchanges a made-up code. WeChat looks at the AppID and AppSecret first, so a refusal of
