@@ -127,13 +127,15 @@ func inBubble(t *testing.T, timeout time.Duration, baseURLs string, test func(*t
 func TestNoConnection(t *testing.T) {
 	t.Parallel()
 	const (
-		ok     = "HTTP/1.1 200 OK\r\n\r\n"
-		http   = "http://u:TopSecret@proxy:7890"
-		socks  = "socks5://proxy:1080"
-		https  = "https://proxy:7890"
-		direct = ": check the firewall, or set HTTPS_PROXY if this network needs a proxy"
-		rule   = ": look in its log for a rule against the host, or a dead node"
-		scheme = ": write http:// in HTTPS_PROXY, or socks5:// for a SOCKS port"
+		ok      = "HTTP/1.1 200 OK\r\n\r\n"
+		http    = "http://u:TopSecret@proxy:1"
+		socks   = "socks5://proxy:1"
+		https   = "https://proxy:1"
+		direct  = ": check the firewall, or set HTTPS_PROXY if this network needs a proxy"
+		dns     = "wechat: the name lookup failed or took too long: check DNS, and the name in WX_BASE_URL"
+		rule    = ": look in its log for a rule against the host, or a dead node"
+		noConn  = "gives no connection to wechat:443 "
+		schemes = ": write http:// in HTTPS_PROXY, or socks5:// for a SOCKS port"
 	)
 	status := func(line string) func(net.Conn) { return says("HTTP/1.1 " + line + "\r\nX: TopSecret\r\n\r\n") }
 	reply := func(code string) func(net.Conn) { // RFC 1928: no password wanted, then a reply code
@@ -149,7 +151,7 @@ func TestNoConnection(t *testing.T) {
 		connect func(context.Context) error
 		serve   func(net.Conn)
 		timeout time.Duration // of WX_TIMEOUT, which is over before the second base URL is asked
-		cause   string
+		cause   string        // behind "the proxy …" where there is one
 	}{
 		{name: "refused", connect: refuses, cause: "wechat:443: connection refused" + direct},
 		{name: "unreachable", connect: fails(syscall.ENETUNREACH), cause: "wechat:443: network is unreachable" + direct},
@@ -157,57 +159,48 @@ func TestNoConnection(t *testing.T) {
 		{name: "no such host", connect: fails(&net.DNSError{Name: "wechat", Err: "no such host", IsNotFound: true}),
 			cause: "wechat: lookup wechat: no such host: check DNS, and the name in WX_BASE_URL"},
 		{name: "DNS refuses", connect: fails(&net.DNSError{Err: "read udp 10.0.0.2:40000->10.0.0.1:53: connection refused"}),
-			cause: "wechat: the name lookup failed or took too long: check DNS, and the name in WX_BASE_URL"},
-		{name: "DNS does not answer", connect: lookup, timeout: time.Second,
-			cause: "wechat: the name lookup failed or took too long: check DNS, and the name in WX_BASE_URL"},
+			cause: dns},
+		{name: "DNS does not answer", connect: lookup, timeout: time.Second, cause: dns},
 		{name: "handshake without an answer", serve: untilClosed, cause: "wechat:443: no answer in time" + direct},
 		{name: "handshake that is broken off", serve: says(""), cause: "wechat:443: connection closed" + direct},
 		{name: "no TLS", serve: says("HTTP/1.1 400 Bad\r\n\r\n"), cause: "wechat:443 speaks no TLS: check what WX_BASE_URL leads to"},
 
 		{name: "proxy gone", proxy: http, connect: refuses,
-			cause: "the proxy proxy:7890 cannot be reached (connection refused): start it, or fix HTTPS_PROXY"},
+			cause: "cannot be reached (connection refused): start it, or fix HTTPS_PROXY"},
 		{name: "proxy without address", proxy: http, connect: lookup, timeout: time.Second,
-			cause: "the proxy proxy:7890 cannot be reached (the name lookup failed or took too long): start it, or fix HTTPS_PROXY"},
+			cause: "cannot be reached (the name lookup failed or took too long): start it, or fix HTTPS_PROXY"},
 		{name: "407", proxy: http, serve: status("407 X"),
-			cause: "the proxy proxy:7890 wants a password (status 407): check user and password in HTTPS_PROXY"},
+			cause: "wants a password (status 407): check user and password in HTTPS_PROXY"},
 		{name: "401", proxy: http, serve: status("401 X"),
-			cause: "the proxy proxy:7890 wants a password (status 401): check user and password in HTTPS_PROXY"},
+			cause: "wants a password (status 401): check user and password in HTTPS_PROXY"},
 		{name: "403", proxy: http, serve: status("403 Access violation"),
-			cause: "the proxy proxy:7890 refuses wechat:443 (status 403): allow that host and port there"},
+			cause: "refuses wechat:443 (status 403): allow that host and port there"},
 		{name: "503", proxy: http, serve: status("503 X"),
-			cause: "the proxy proxy:7890 cannot reach wechat:443 (status 503): check its network, or its node"},
+			cause: "cannot reach wechat:443 (status 503): check its network, or its node"},
 		{name: "silent to CONNECT", proxy: http, serve: untilClosed, timeout: time.Second,
-			cause: "the proxy proxy:7890 gives no connection to wechat:443 (no answer in time)" + rule},
-		{name: "closed", proxy: http, serve: says(""),
-			cause: "the proxy proxy:7890 gives no connection to wechat:443 (connection closed)" + rule},
-		{name: "200 and closed", proxy: http, serve: says(ok, ""),
-			cause: "the proxy proxy:7890 gives no connection to wechat:443 (connection closed)" + rule},
+			cause: noConn + "(no answer in time)" + rule},
+		{name: "closed", proxy: http, serve: says(""), cause: noConn + "(connection closed)" + rule},
+		{name: "200 and closed", proxy: http, serve: says(ok, ""), cause: noConn + "(connection closed)" + rule},
 		{name: "200 and silent", proxy: http, serve: func(conn net.Conn) { says(ok)(conn); untilClosed(conn) },
-			cause: "the proxy proxy:7890 gives no connection to wechat:443 (net/http: TLS handshake timeout)" + rule},
+			cause: noConn + "(net/http: TLS handshake timeout)" + rule},
 		{name: "200 and no TLS", proxy: http, serve: says(ok, "HTTP/1.1 400 Bad\r\n\r\n"),
-			cause: "the proxy proxy:7890 gives no connection to wechat:443 (tls: first record does not look like a TLS handshake)" + rule},
-		{name: "no HTTP", proxy: http, serve: says("SSH-2.0-TopSecret\r\n"),
-			cause: "the proxy proxy:7890 does not answer in http" + scheme},
-		{name: "no header", proxy: http, serve: says("HTTP/1.1 200 OK\r\nTopSecret\r\n\r\n"),
-			cause: "the proxy proxy:7890 does not answer in http" + scheme},
+			cause: noConn + "(tls: first record does not look like a TLS handshake)" + rule},
+		{name: "no HTTP", proxy: http, serve: says("SSH-2.0-TopSecret\r\n"), cause: "does not answer in http" + schemes},
+		{name: "no header", proxy: http, serve: says("HTTP/1.1 200 OK\r\nTopSecret\r\n\r\n"), cause: "does not answer in http" + schemes},
 
 		{name: "SOCKS password", proxy: socks, serve: says("\x05\xff"),
-			cause: "the proxy proxy:1080 wants a password (no acceptable authentication methods): check user and password in HTTPS_PROXY"},
-		{name: "SOCKS not allowed", proxy: socks, serve: reply("\x02"), cause: "the proxy proxy:1080 refuses wechat:443 " +
-			"(unknown error connection not allowed by ruleset): allow that host and port there"},
-		{name: "SOCKS refused", proxy: socks, serve: reply("\x05"), cause: "the proxy proxy:1080 cannot reach wechat:443 " +
-			"(unknown error connection refused): check its network, or its node"},
-		{name: "SOCKS closed", proxy: socks, serve: says(""),
-			cause: "the proxy proxy:1080 gives no connection to wechat:443 (connection closed)" + rule},
+			cause: "wants a password (no acceptable authentication methods): check user and password in HTTPS_PROXY"},
+		{name: "SOCKS not allowed", proxy: socks, serve: reply("\x02"),
+			cause: "refuses wechat:443 (unknown error connection not allowed by ruleset): allow that host and port there"},
+		{name: "SOCKS refused", proxy: socks, serve: reply("\x05"),
+			cause: "cannot reach wechat:443 (unknown error connection refused): check its network, or its node"},
+		{name: "SOCKS closed", proxy: socks, serve: says(""), cause: noConn + "(connection closed)" + rule},
 		{name: "HTTP proxy asked in SOCKS", proxy: socks, serve: untilClosed, timeout: time.Second,
-			cause: "the proxy proxy:1080 does not answer in socks5" + scheme},
+			cause: "does not answer in socks5" + schemes},
 
-		{name: "HTTP proxy asked over TLS", proxy: https, serve: says("HTTP/1.1 400 Bad\r\n\r\n"),
-			cause: "the proxy proxy:7890 does not answer in https" + scheme},
-		{name: "HTTP proxy asked over TLS, silent", proxy: https, serve: untilClosed,
-			cause: "the proxy proxy:7890 does not answer in https" + scheme},
-		{name: "HTTP proxy asked over TLS, closed", proxy: https, serve: says(""),
-			cause: "the proxy proxy:7890 does not answer in https" + scheme},
+		{name: "HTTP proxy asked over TLS", proxy: https, serve: says("HTTP/1.1 400 Bad\r\n\r\n"), cause: "does not answer in https" + schemes},
+		{name: "HTTP proxy asked over TLS, silent", proxy: https, serve: untilClosed, cause: "does not answer in https" + schemes},
+		{name: "HTTP proxy asked over TLS, closed", proxy: https, serve: says(""), cause: "does not answer in https" + schemes},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -222,7 +215,7 @@ func TestNoConnection(t *testing.T) {
 			first, second := newFake(test.connect, test.serve), named("two", up)
 			inBubble(t, timeout, "https://wechat http://two", func(t *testing.T, s *service) {
 				if test.proxy != "" {
-					s.bases[0].proxy = must(url.Parse(test.proxy))
+					s.bases[0].proxy, test.cause = must(url.Parse(test.proxy)), "the proxy proxy:1 "+test.cause
 				}
 				if got := s.post(leakCode).brief(); got != want {
 					t.Errorf("got %s, want %s", got, want)
@@ -236,31 +229,25 @@ func TestNoConnection(t *testing.T) {
 	}
 }
 
-// TestCertificateOfWeChat has certificates that are and are not good, directly and behind a proxy.
+// TestCertificateOfWeChat has certificates for 127.0.0.1 that are and are not good, directly and behind a proxy.
 func TestCertificateOfWeChat(t *testing.T) {
 	t.Parallel()
-	const remedy = ": check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
+	const dated, hour = "127.0.0.1: the certificate has expired or is not yet valid", time.Hour
 	tests := []struct {
 		name, host string
-		unknown    bool // the authority
+		unknown    bool // its authority
 		proxy      *url.URL
 		from, to   time.Duration
 		openID     string
-		cause      string
+		cause      string // the beginning
 	}{
-		{name: "good", host: "127.0.0.1", from: -time.Hour, to: time.Hour, openID: "one"},
-		{name: "unknown authority", host: "127.0.0.1", unknown: true, from: -time.Hour, to: time.Hour, openID: "two",
-			cause: "127.0.0.1: x509: certificate signed by unknown authority" + remedy},
-		{name: "expired", host: "127.0.0.1", from: -time.Hour, to: -time.Second, openID: "two",
-			cause: "127.0.0.1: the certificate has expired or is not yet valid" + remedy},
-		{name: "of tomorrow", host: "127.0.0.1", from: time.Hour, to: 2 * time.Hour, openID: "two",
-			cause: "127.0.0.1: the certificate has expired or is not yet valid" + remedy},
-		{name: "for another host", host: "127.0.0.2", from: -time.Hour, to: time.Hour, openID: "two",
-			cause: "127.0.0.2: x509: certificate is valid for 127.0.0.1, not 127.0.0.2" + remedy},
-		{name: "behind a proxy", host: "127.0.0.2", from: -time.Hour, to: time.Hour, openID: "two",
-			proxy: &url.URL{Scheme: "http", Host: "proxy"},
-			cause: "127.0.0.2: x509: certificate is valid for 127.0.0.1, not 127.0.0.2" + remedy +
-				"; a proxy that intercepts TLS needs its CA here"},
+		{name: "good", host: "127.0.0.1", from: -hour, to: hour, openID: "one"},
+		{name: "unknown authority", host: "127.0.0.1", unknown: true, from: -hour, to: hour, openID: "two",
+			cause: "127.0.0.1: x509: certificate signed by unknown authority"},
+		{name: "expired", host: "127.0.0.1", from: -hour, to: -time.Second, openID: "two", cause: dated},
+		{name: "of tomorrow", host: "127.0.0.1", from: hour, to: 2 * hour, openID: "two", cause: dated},
+		{name: "for another host, behind a proxy", host: "wechat", proxy: &url.URL{Scheme: "http", Host: "proxy"}, from: -hour, to: hour,
+			openID: "two", cause: "wechat: x509: certificate is not valid for any names, but wanted to match wechat"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -281,10 +268,14 @@ func TestCertificateOfWeChat(t *testing.T) {
 				}
 				s.bases[0].transport.TLSClientConfig, s.bases[0].proxy = &tls.Config{RootCAs: roots}, test.proxy
 				if got := s.post("x"); got.OpenID != test.openID {
-					t.Errorf("got %s, want the openid %s; the log is:\n%s", got.brief(), test.openID, s.log)
+					t.Errorf("got %s, want the openid %s", got.brief(), test.openID)
 				}
-				if test.cause != "" && s.log.next(t, "WeChat is out of reach")["cause"] != test.cause {
-					t.Errorf("got log\n%s\nwant cause %s", s.log, test.cause)
+				want := test.cause + ": check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
+				if test.proxy != nil {
+					want += "; a proxy that intercepts TLS needs its CA here"
+				}
+				if test.cause != "" && s.log.next(t, "WeChat is out of reach")["cause"] != want {
+					t.Errorf("got log\n%s\nwant cause %s", s.log, want)
 				}
 			}, wechat, named("two", up))
 		})
