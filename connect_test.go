@@ -163,6 +163,7 @@ func TestNoConnection(t *testing.T) {
 		{name: "DNS does not answer", connect: lookup, timeout: time.Second, cause: dns},
 		{name: "handshake without an answer", serve: untilClosed, cause: "wechat:443: no answer in time" + direct},
 		{name: "handshake that is broken off", serve: says(""), cause: "wechat:443: connection closed" + direct},
+		{name: "reset", connect: fails(syscall.ECONNRESET), cause: "wechat:443: connection closed" + direct},
 		{name: "no TLS", serve: says("HTTP/1.1 400 Bad\r\n\r\n"), cause: "wechat:443 speaks no TLS: check what WX_BASE_URL leads to"},
 
 		{name: "proxy gone", proxy: http, connect: refuses,
