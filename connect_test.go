@@ -5,8 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/binary"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -279,62 +277,6 @@ func TestCertificateOfWeChat(t *testing.T) {
 					t.Errorf("got log\n%s\nwant cause %s", s.log, want)
 				}
 			}, wechat, named("two", up))
-		})
-	}
-}
-
-// answerDNS answers queries for addresses of IPv4 after a time, and those of IPv6 never (RFC 1035, over TCP).
-func answerDNS(after time.Duration) func(net.Conn) {
-	return func(conn net.Conn) {
-		for {
-			query := make([]byte, 512)
-			n, err := io.ReadAtLeast(conn, query, 2+12)
-			if err != nil {
-				return
-			}
-			end := 2 + 12 + strings.IndexByte(string(query[2+12:n]), 0) + 5 // of the question: its name, type and class
-			if binary.BigEndian.Uint16(query[end-4:]) != 1 {
-				continue
-			}
-			time.Sleep(after)
-			reply := append([]byte{}, query[2:4]...)
-			reply = append(reply, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0)
-			reply = append(append(reply, query[2+12:end]...), 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1)
-			conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(reply))), reply...))
-		}
-	}
-}
-
-// TestSlowDNS has a name server that takes three seconds, and never answers for IPv6.
-func TestSlowDNS(t *testing.T) {
-	t.Parallel()
-	net.LookupHost("localhost") // outside of a bubble, where package net would make a channel for all
-	tests := []struct {
-		timeout time.Duration
-		want    string
-	}{
-		{timeout: 30 * time.Second, want: `200 {"openid":"one"}`},
-		{timeout: 2 * time.Second, want: "504 wechat_timeout"},
-	}
-	for _, test := range tests {
-		t.Run(test.timeout.String(), func(t *testing.T) {
-			t.Parallel()
-			dns, wechat := newFake(up, answerDNS(3*time.Second)), named("one", up)
-			inBubble(t, test.timeout, "http://wechat.example", func(t *testing.T, s *service) {
-				resolver := &net.Resolver{PreferGo: true, Dial: dns.dial}
-				s.bases[0].transport.DialContext = func(ctx context.Context, _, addr string) (net.Conn, error) {
-					if _, err := resolver.LookupIPAddr(ctx, strings.TrimSuffix(addr, ":80")); err != nil {
-						return nil, &net.OpError{Op: "dial", Net: "tcp", Err: err}
-					}
-					return wechat.dial(ctx, "", "")
-				}
-				if got := s.post("x").brief(); got != test.want {
-					t.Errorf("got %s, want %s; the log is:\n%s", got, test.want, s.log)
-				}
-				if cause := fmt.Sprint(s.log.next(t, "request")["cause"]); strings.Contains(cause, "check DNS") != (test.timeout < 3*time.Second) {
-					t.Errorf("got cause %s", cause)
-				}
-			})
 		})
 	}
 }
