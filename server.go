@@ -165,11 +165,11 @@ func newCertificate(c config, log *slog.Logger) (*certificate, error) {
 		return nil, nil
 	}
 	cert := &certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: log, warned: make(map[string]bool)}
-	err := cert.load()
-	if err == nil {
-		cert.warn()
+	if err := cert.load(); err != nil {
+		return nil, err
 	}
-	return cert, err
+	cert.warn()
+	return cert, nil
 }
 
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.pair.Load(), nil }
@@ -192,10 +192,13 @@ func (c *certificate) follow(ctx context.Context) {
 
 func (c *certificate) load() error {
 	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
-	if pathErr, ok := errors.AsType[*os.PathError](err); ok {
-		name := map[string]string{c.keyFile: "TLS_KEY", c.certFile: "TLS_CERT"}[pathErr.Path]
-		return fmt.Errorf("%s cannot be read (%w): name a PEM file that this user may read", name, pathErr.Err)
-	} else if err != nil {
+	pathErr, unread := errors.AsType[*os.PathError](err)
+	switch {
+	case unread && pathErr.Path == c.keyFile:
+		return fmt.Errorf("TLS_KEY cannot be read (%w): name a PEM file that this user may read", pathErr.Err)
+	case unread:
+		return fmt.Errorf("TLS_CERT cannot be read (%w): name a PEM file that this user may read", pathErr.Err)
+	case err != nil:
 		return fmt.Errorf("TLS_CERT and TLS_KEY cannot be used (%w): use PEM files, leaf first, without password", err)
 	}
 	c.pair.Store(&pair)
@@ -205,11 +208,12 @@ func (c *certificate) load() error {
 // warn warns of a certificate that phones refuse or soon will.
 func (c *certificate) warn() {
 	chain, leaf := c.pair.Load().Certificate, c.pair.Load().Leaf
-	left, life, end := time.Until(leaf.NotAfter), leaf.NotAfter.Sub(leaf.NotBefore), leaf.NotAfter.UTC().Format(time.DateTime)
+	left, life := time.Until(leaf.NotAfter), leaf.NotAfter.Sub(leaf.NotBefore)
+	end := leaf.NotAfter.UTC().Format(time.DateTime) + " UTC"
 	c.warnIf(len(chain) == 1 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject),
 		"TLS_CERT has no intermediate certificate, so phones refuse it: use the full chain")
-	c.warnIf(left <= 0, "the certificate in TLS_CERT expired on "+end+" UTC, so phones refuse it: renew it")
-	c.warnIf(left > 0 && left < min(7*24*time.Hour, life/3), "the certificate in TLS_CERT expires on "+end+" UTC: renew it")
+	c.warnIf(left <= 0, "the certificate in TLS_CERT expired on "+end+", so phones refuse it: renew it")
+	c.warnIf(left > 0 && left < min(7*24*time.Hour, life/3), "the certificate in TLS_CERT expires on "+end+": renew it")
 }
 
 // warnIf logs a warning when it begins to hold.
