@@ -156,6 +156,6 @@ func healthy(getenv func(string) string, stderr io.Writer) int {
 		}
 		err = errors.New("another program is there, and says " + resp.Status)
 	}
-	fmt.Fprintf(stderr, "The service does not answer at ADDR (%v): start it, or use its ADDR and TLS_CERT.\n", said(err))
+	fmt.Fprintf(stderr, "No service answers at ADDR (%v): start it, or use its ADDR and TLS_CERT.\n", said(err))
 	return 1
 }

@@ -120,7 +120,7 @@ const (
 	before   = "one: the connection broke before a reply: call wx.login again"
 	middle   = "one: the connection broke in the middle of the reply: call wx.login again"
 	timedOut = "504 wechat_timeout"
-	late     = "one: no whole reply within WX_TIMEOUT: WeChat is slow, so raise WX_TIMEOUT"
+	late     = "one: no whole reply within WX_TIMEOUT: WeChat is slow: raise WX_TIMEOUT"
 	useless  = "502 wechat_error"
 	check200 = ", not 200: check what WX_BASE_URL, or a proxy, leads to"
 )
