@@ -195,8 +195,8 @@ func (b *base) explain(ended error, r reply, connected bool, err error) (word, c
 	case ended == context.Canceled:
 		return "client_closed_request", hungUp
 	case ended != nil && connected:
-		return "wechat_timeout", b.url.Host + ": no whole reply within WX_TIMEOUT: WeChat" + b.through() + " is slow: " +
-			"raise WX_TIMEOUT"
+		return "wechat_timeout", b.url.Host + ": no whole reply within WX_TIMEOUT: WeChat" + b.through() +
+			" is slow: raise WX_TIMEOUT"
 	case ended != nil:
 		return "wechat_timeout", b.noConnection(err)
 	case !connected:
