@@ -3,8 +3,8 @@
 #   --memory 512m -e GOMEMLIMIT=448MiB --env-file .env -p 127.0.0.1:2020:2020 wxopenid
 # The sandbox needs an ADDR that can be reached from outside the container:
 # docker run --rm -e ADDR=:2020 -p 127.0.0.1:2020:2020 wxopenid -sandbox
-# With buildah or podman, --format docker keeps the HEALTHCHECK. Where Docker Hub is out of reach, write a mirror's name before
-# golang:1.26. TZ has no effect in an image from scratch: the log is in UTC.
+# With buildah or podman, --format docker keeps the HEALTHCHECK. Where Docker Hub is out of reach, name a mirror below, as in
+# FROM mirror.example.com/library/golang:1.26. TZ has no effect in an image from scratch: the log is in UTC.
 
 # The Debian image and not -alpine: it has git, for the revision that -version prints.
 FROM golang:1.26 AS build
