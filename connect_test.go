@@ -284,6 +284,12 @@ func TestCertificateOfWeChat(t *testing.T) {
 // TestSilentHandshakes has more TLS handshakes than may be under way, with a base URL that never answers.
 func TestSilentHandshakes(t *testing.T) {
 	t.Parallel()
+	var handshakes atomic.Int64
+	one := newFake(up, func(conn net.Conn) {
+		conn.Read(make([]byte, 1))
+		handshakes.Add(1)
+		untilClosed(conn)
+	})
 	inBubble(t, 4*time.Second, "https://one http://two", func(t *testing.T, s *service) {
 		start := time.Now()
 		var callers sync.WaitGroup
@@ -294,6 +300,10 @@ func TestSilentHandshakes(t *testing.T) {
 				}
 			})
 		}
+		time.Sleep(time.Second)
+		if got := handshakes.Load(); got != 8 {
+			t.Errorf("got %d handshakes at a time, want 8", got)
+		}
 		callers.Wait()
-	}, newFake(up, untilClosed), named("two", up))
+	}, one, named("two", up))
 }

@@ -467,6 +467,11 @@ func TestTurns(t *testing.T) {
 		if cause := s.log.String(); !strings.Contains(cause, "all turns were taken for half of WX_TIMEOUT: WeChat is slow") {
 			t.Errorf("got log\n%s\nwant the turns in it", cause)
 		}
+		ctx, hangUp := context.WithTimeout(t.Context(), time.Second)
+		defer hangUp()
+		if _, f := s.client.openID(ctx, "x"); f == nil || f.word != "client_closed_request" {
+			t.Errorf("got %v for a caller who hangs up in line, want client_closed_request", f)
+		}
 		time.Sleep(10 * time.Second)
 		s.check("x", "one", 0, 1, 0) // and no base URL is passed over
 	}, named("one", up), named("two", up))
