@@ -295,7 +295,7 @@ func TestRequestBody(t *testing.T) {
 		{name: "line break", body: quote(long + "\n"), words: "ASCII characters"},
 		{name: "array", body: `[{"code":"x"}]`, words: "not an object"},
 		{name: "string", body: `"x"`, contentType: form, words: "not an object"},
-		{name: "cut short", body: `{"code":"x"`, words: "one JSON object"},
+		{name: "cut short by curl -d", body: `{"code":"x="`, contentType: form, words: "one JSON object"},
 		{name: "something after", body: `{"code":"x"}x`, words: "one JSON object"},
 	}
 	p := startService(t, echo)
