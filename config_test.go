@@ -12,41 +12,43 @@ func TestSettings(t *testing.T) {
 	t.Parallel()
 	secretFile := filepath.Join(t.TempDir(), "应用 密钥")
 	writeFile(t, secretFile, "\n\t "+testSecret+" \r\n\n")
-	const urls = "[https://api.weixin.qq.com https://api2.weixin.qq.com]"
-	defaults := config{appID: testAppID, appSecret: testSecret, addr: ":2020", timeout: 5 * time.Second,
-		maxInflight: 1024, maxConns: 10_000}
+	empty := credentials("ADDR", "", "WX_APPSECRET_FILE", "", "WX_BASE_URL", "", "WX_TIMEOUT", "", "MAX_INFLIGHT", "", "MAX_CONNS", "",
+		"TLS_CERT", "", "TLS_KEY", "")
+	nothing := func(*config) {}
 	tests := []struct {
 		name    string
 		env     map[string]string
 		sandbox bool
 		differs func(*config) // from the defaults
-		urls    string
+		urls    string        // or the default
 	}{
-		{"defaults", credentials(), false, func(*config) {}, urls},
-		{"empty is not set", credentials("ADDR", "", "WX_APPSECRET_FILE", "", "WX_BASE_URL", "", "WX_TIMEOUT", "",
-			"MAX_INFLIGHT", "", "MAX_CONNS", "", "TLS_CERT", "", "TLS_KEY", ""), false, func(*config) {}, urls},
-		{"AppSecret in a file", credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", secretFile), false, func(*config) {}, urls},
-		{"odd AppSecret", credentials("WX_APPSECRET", `a"b'&=+%#?`), false, func(c *config) { c.appSecret = `a"b'&=+%#?` }, urls},
-		{"IPv6", credentials("ADDR", "[::1]:65535"), false, func(c *config) { c.addr = "[::1]:65535" }, urls},
-		{"timeout", credentials("WX_TIMEOUT", "1m30s"), false, func(c *config) { c.timeout = 90 * time.Second }, urls},
-		{"one at a time", credentials("MAX_INFLIGHT", "1", "MAX_CONNS", "1"), false,
-			func(c *config) { c.maxInflight, c.maxConns = 1, 1 }, urls},
-		{"HTTPS", credentials("TLS_CERT", "证书 1.pem", "TLS_KEY", "k.pem"), false,
-			func(c *config) { c.tlsCert, c.tlsKey = "证书 1.pem", "k.pem" }, urls},
-		{"base URLs with prefixes", credentials("WX_BASE_URL", "https://gate.example:8443/wx/,https://[2001:db8::1]/a/b,HTTPS://x"),
-			false, func(*config) {}, "[https://gate.example:8443/wx/ https://[2001:db8::1]/a/b https://x]"},
-		{"sandbox", credentials(), true, func(c *config) { c.addr, c.sandbox = "127.0.0.1:2020", true }, "[]"},
-		{"sandbox ignores the base URL", credentials("WX_BASE_URL", "not one", "ADDR", ":1"), true,
-			func(c *config) { c.addr, c.sandbox = ":1", true }, "[]"},
+		{name: "defaults", env: credentials(), differs: nothing},
+		{name: "empty is not set", env: empty, differs: nothing},
+		{name: "AppSecret in a file", env: credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", secretFile), differs: nothing},
+		{name: "odd AppSecret", env: credentials("WX_APPSECRET", `a"b'&=+%#?`), differs: func(c *config) { c.appSecret = `a"b'&=+%#?` }},
+		{name: "IPv6", env: credentials("ADDR", "[::1]:65535"), differs: func(c *config) { c.addr = "[::1]:65535" }},
+		{name: "timeout", env: credentials("WX_TIMEOUT", "1m30s"), differs: func(c *config) { c.timeout = 90 * time.Second }},
+		{name: "one at a time", env: credentials("MAX_INFLIGHT", "1", "MAX_CONNS", "1"),
+			differs: func(c *config) { c.maxInflight, c.maxConns = 1, 1 }},
+		{name: "HTTPS", env: credentials("TLS_CERT", "证书 1.pem", "TLS_KEY", "k.pem"),
+			differs: func(c *config) { c.tlsCert, c.tlsKey = "证书 1.pem", "k.pem" }},
+		{name: "prefixes", env: credentials("WX_BASE_URL", "https://x:8443/wx/,https://[2001:db8::1]/a/b,HTTPS://x"), differs: nothing,
+			urls: "[https://x:8443/wx/ https://[2001:db8::1]/a/b https://x]"},
+		{name: "sandbox", env: credentials("WX_BASE_URL", "not one"), sandbox: true, urls: "[]",
+			differs: func(c *config) { c.addr, c.sandbox = "127.0.0.1:2020", true }},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			got := must(loadConfig(func(name string) string { return test.env[name] }, test.sandbox))
+			if test.urls == "" {
+				test.urls = "[https://api.weixin.qq.com https://api2.weixin.qq.com]"
+			}
 			if urls := fmt.Sprint(got.baseURLs); urls != test.urls {
 				t.Errorf("got base URLs %s, want %s", urls, test.urls)
 			}
-			want := defaults
+			want := config{appID: testAppID, appSecret: testSecret, addr: ":2020", timeout: 5 * time.Second, maxInflight: 1024,
+				maxConns: 10_000}
 			test.differs(&want)
 			got.baseURLs, got.warnings = nil, nil // TestWarnings has the warnings
 			if fmt.Sprint(got) != fmt.Sprint(want) {
@@ -76,78 +78,72 @@ func TestBadSettings(t *testing.T) {
 		writeFile(t, path, content)
 		return credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", path)
 	}
+	set := func(name, value string) map[string]string { return credentials(name, value) }
 	tests := []struct {
-		name  string
-		env   map[string]string
-		words string // in the line: the variable, the cause and what to do
+		name string
+		env  map[string]string
+		line string // its beginning, or all of it
 	}{
-		{"no AppID", credentials("WX_APPID", ""), "WX_APPID not set mp.weixin.qq.com -sandbox"},
-		{"no AppSecret", credentials("WX_APPSECRET", ""), "WX_APPSECRET not set WX_APPSECRET_FILE -sandbox"},
-		{"placeholder", credentials("WX_APPID", "你的AppID"), "WX_APPID ASCII placeholder"},
-		{"space at the end", credentials("WX_APPID", "hunter2 "), "WX_APPID white space remove"},
-		{"space inside", credentials("WX_APPSECRET", "hunter2 hunter2"), "WX_APPSECRET white space"},
-		{"no-break space", credentials("WX_APPSECRET", "hunter2\u00a0"), "WX_APPSECRET white space"},
-		{"control character", credentials("WX_APPSECRET", "hunter2\x7f"), "WX_APPSECRET ASCII"},
-		{"CR", credentials("WX_APPID", "hunter2\r"), "WX_APPID CR LF"},
-		{"CR after the AppSecret", credentials("WX_APPSECRET", "hunter2\r"), "WX_APPSECRET CR LF"},
-		{"CR after quotes", credentials("WX_APPSECRET", "\"hunter2\"\r"), "WX_APPSECRET CR LF"},
-		{"CR and LF", credentials("WX_APPSECRET", "hunter2\r\n"), "WX_APPSECRET CR LF"},
-		{"CR after a path", credentials("TLS_CERT", "hunter2\r"), "TLS_CERT CR LF"},
-		{"CR after a file name", credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", "hunter2\r"), "WX_APPSECRET_FILE CR LF"},
-		{"CR alone", credentials("WX_TIMEOUT", "\r"), "WX_TIMEOUT CR"},
-		{"double quotes", credentials("WX_APPSECRET", `"hunter2"`), "WX_APPSECRET quotes remove"},
-		{"single quotes", credentials("WX_APPID", "'hunter2'"), "WX_APPID quotes remove"},
-		{"quotes of Chinese keyboards", credentials("WX_APPID", "“hunter2”"), "WX_APPID quotes remove"},
-		{"quoted path", credentials("TLS_KEY", `"hunter2"`), "TLS_KEY quotes remove"},
-		{"AppSecret twice", credentials("WX_APPSECRET", "hunter2", "WX_APPSECRET_FILE", "hunter2"),
-			"WX_APPSECRET WX_APPSECRET_FILE both remove"},
-		{"no such file", credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", "hunter2"), "WX_APPSECRET_FILE cannot be read name"},
-		{"directory", credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", dir), "WX_APPSECRET_FILE cannot be read name"},
-		{"empty file", inFile("\n"), "WX_APPSECRET_FILE empty put"},
-		{"file with quotes", inFile("\"hunter2\"\n"), "WX_APPSECRET_FILE quotes remove"},
-		{"file with a placeholder", inFile("你的AppSecret"), "WX_APPSECRET_FILE ASCII placeholder"},
-		{"file with a BOM", inFile("\ufeffhunter2"), "WX_APPSECRET_FILE BOM UTF-8"},
-		{"file in UTF-16", inFile("\xff\xfeh\x00u\x00"), "WX_APPSECRET_FILE UTF-16 UTF-8"},
-		{"file in UTF-16, big-endian", inFile("\xfe\xff\x00h\x00u"), "WX_APPSECRET_FILE UTF-16 UTF-8"},
-		{"file in UTF-16 without BOM", inFile("h\x00u\x00"), "WX_APPSECRET_FILE UTF-16 UTF-8"},
-		{"file as .env", inFile("WX_APPSECRET=hunter2\n"), "WX_APPSECRET_FILE alone"},
-		{"ADDR without port", credentials("ADDR", "hunter2"), "ADDR host:port"},
-		{"ADDR with a port name", credentials("ADDR", ":hunter2"), "ADDR host:port"},
-		{"ADDR with a port too high", credentials("ADDR", "hunter2:65536"), "ADDR 65535"},
-		{"ADDR that is a URL", credentials("ADDR", "http://hunter2:80"), "ADDR host:port"},
-		{"base URL with the path", credentials("WX_BASE_URL", "https://hunter2/sns/jscode2session"), "WX_BASE_URL leave /sns/jscode2session out"},
-		{"second base URL with the path", credentials("WX_BASE_URL", "https://x,https://hunter2/sns/jscode2session/"), "WX_BASE_URL leave"},
-		{"base URL without scheme", credentials("WX_BASE_URL", "hunter2"), "WX_BASE_URL https://host"},
-		{"base URL with another scheme", credentials("WX_BASE_URL", "ftp://hunter2"), "WX_BASE_URL https://host"},
-		{"base URL without host", credentials("WX_BASE_URL", "https:///hunter2"), "WX_BASE_URL https://host"},
-		{"base URL with a port alone", credentials("WX_BASE_URL", "https://:443/hunter2"), "WX_BASE_URL https://host"},
-		{"base URL with a password", credentials("WX_BASE_URL", "https://x:hunter2@x"), "WX_BASE_URL https://host"},
-		{"base URL with a query", credentials("WX_BASE_URL", "https://hunter2?x"), "WX_BASE_URL https://host"},
-		{"base URL that cannot be parsed", credentials("WX_BASE_URL", "https://hunter2:x"), "WX_BASE_URL https://host"},
-		{"base URL left out", credentials("WX_BASE_URL", "https://hunter2,"), "WX_BASE_URL https://host"},
-		{"timeout without unit", credentials("WX_TIMEOUT", "5"), "WX_TIMEOUT no unit 5s"},
-		{"timeout of zero", credentials("WX_TIMEOUT", "0s"), "WX_TIMEOUT above zero 5s"},
-		{"timeout below zero", credentials("WX_TIMEOUT", "-5s"), "WX_TIMEOUT above zero 5s"},
-		{"timeout in words", credentials("WX_TIMEOUT", "hunter2"), "WX_TIMEOUT unknown unit 5s"},
-		{"zero at a time", credentials("MAX_INFLIGHT", "0"), "MAX_INFLIGHT above zero 1024"},
-		{"a fraction", credentials("MAX_INFLIGHT", "1.5"), "MAX_INFLIGHT whole 1024"},
-		{"proxy with a lone %", credentials("HTTPS_PROXY", "http://u:hunter2%@x:80"), "HTTPS_PROXY %25"},
-		{"proxy with a bad port", credentials("HTTPS_PROXY", ":7890x"), "HTTPS_PROXY http://host:port"},
-		{"proxy without host", credentials("https_proxy", "http:/hunter2"), "https_proxy http://host:port"},
-		{"proxy of another kind", credentials("HTTPS_PROXY", "socks4://hunter2:1"), "HTTPS_PROXY socks5://"},
-		{"proxy for HTTP", credentials("WX_BASE_URL", "http://192.0.2.1", "HTTP_PROXY", "socks://hunter2:1"), "HTTP_PROXY socks5://"},
-		{"CR after a proxy", credentials("HTTPS_PROXY", "http://hunter2:8080\r"), "HTTPS_PROXY CR LF"},
-		{"certificate without key", credentials("TLS_CERT", "hunter2"), "TLS_CERT TLS_KEY both neither"},
-		{"key without certificate", credentials("TLS_KEY", "hunter2"), "TLS_CERT TLS_KEY both neither"},
+		{name: "no AppID", env: set("WX_APPID", ""), line: "WX_APPID is not set: set it to the mini program's AppID (mp.weixin.qq.com, "},
+		{name: "no AppSecret", env: set("WX_APPSECRET", ""), line: "WX_APPSECRET is not set: set it, or WX_APPSECRET_FILE to a file that " +
+			"holds it, or try it with -sandbox, which needs neither AppID nor AppSecret"},
+		{name: "placeholder", env: set("WX_APPID", "你的AppID"), line: "WX_APPID is not plain ASCII text: replace a placeholder by"},
+		{name: "full-width colon", env: set("ADDR", "：2020"), line: "ADDR is not plain ASCII text: replace a placeholder by the real value, " +
+			"and full-width punctuation (：，) by : and ,"},
+		{name: "space at the end", env: set("WX_APPID", "hunter2 "), line: "WX_APPID holds white space"},
+		{name: "no-break space", env: set("WX_APPSECRET", "hunter2\u00a0x"), line: "WX_APPSECRET holds white space"},
+		{name: "control character", env: set("WX_APPSECRET", "hunter2\x7f"), line: "WX_APPSECRET is not plain ASCII"},
+		{name: "CR after quotes", env: set("WX_APPSECRET", "\"hunter2\"\r"), line: "WX_APPSECRET ends in a Windows line end (CR): save"},
+		{name: "CR and LF", env: set("WX_APPID", "hunter2\r\n"), line: "WX_APPID ends in a Windows line end"},
+		{name: "CR after a path", env: set("TLS_CERT", "hunter2\r"), line: "TLS_CERT ends in a Windows line end"},
+		{name: "CR alone", env: set("WX_TIMEOUT", "\r"), line: "WX_TIMEOUT ends in a Windows line end"},
+		{name: "CR after a proxy", env: set("HTTPS_PROXY", "http://hunter2:8080\r"), line: "HTTPS_PROXY ends in a Windows line end"},
+		{name: "double quotes", env: set("WX_APPSECRET", `"hunter2"`), line: "WX_APPSECRET has quotes around it: remove them"},
+		{name: "quotes of Chinese keyboards", env: set("WX_APPID", "“hunter2”"), line: "WX_APPID has quotes"},
+		{name: "quoted path", env: set("TLS_KEY", `'hunter2'`), line: "TLS_KEY has quotes"},
+		{name: "AppSecret twice", env: set("WX_APPSECRET_FILE", "hunter2"), line: "WX_APPSECRET and WX_APPSECRET_FILE are both set: remove"},
+		{name: "no such file", env: credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", "hunter2"),
+			line: "WX_APPSECRET_FILE cannot be read ("},
+		{name: "empty file", env: inFile("\n"), line: "WX_APPSECRET_FILE names a file that is empty: put"},
+		{name: "file with quotes", env: inFile("\"hunter2\"\n"), line: "WX_APPSECRET_FILE names a file whose content has quotes"},
+		{name: "file with a BOM", env: inFile("\ufeffhunter2"), line: "WX_APPSECRET_FILE names a file that begins with a byte order mark"},
+		{name: "UTF-16", env: inFile("\xff\xfeh\x00u\x00"), line: "WX_APPSECRET_FILE names a file in UTF-16: save it as UTF-8 without BOM"},
+		{name: "UTF-16, big-endian", env: inFile("\xfe\xff\x00h\x00u"), line: "WX_APPSECRET_FILE names a file in UTF-16"},
+		{name: "UTF-16 without BOM", env: inFile("h\x00u\x00"), line: "WX_APPSECRET_FILE names a file in UTF-16"},
+		{name: "file as .env", env: inFile("WX_APPSECRET=hunter2\n"), line: "WX_APPSECRET_FILE names a file with more than the AppSecret"},
+		{name: "no port", env: set("ADDR", "hunter2"), line: "ADDR is not a listen address: write host:port or :port"},
+		{name: "port name", env: set("ADDR", ":hunter2"), line: "ADDR is not a listen address"},
+		{name: "port too high", env: set("ADDR", "hunter2:65536"), line: "ADDR has a port that does not exist: the port has to be 0 to 65535"},
+		{name: "path", env: set("WX_BASE_URL", "https://x,https://hunter2/sns/jscode2session/"),
+			line: "WX_BASE_URL holds the path of the API: leave /sns/jscode2session out, which is added here"},
+		{name: "no scheme", env: set("WX_BASE_URL", "hunter2"), line: "WX_BASE_URL is not a list of base URLs: write https://host"},
+		{name: "another scheme", env: set("WX_BASE_URL", "ftp://hunter2"), line: "WX_BASE_URL is not a list of base URLs"},
+		{name: "no host", env: set("WX_BASE_URL", "https://:443/hunter2"), line: "WX_BASE_URL is not a list of base URLs"},
+		{name: "password", env: set("WX_BASE_URL", "https://x:hunter2@x"), line: "WX_BASE_URL is not a list of base URLs"},
+		{name: "query", env: set("WX_BASE_URL", "https://hunter2?x"), line: "WX_BASE_URL is not a list of base URLs"},
+		{name: "bad port", env: set("WX_BASE_URL", "https://hunter2:x"), line: "WX_BASE_URL is not a list of base URLs"},
+		{name: "left out", env: set("WX_BASE_URL", "https://hunter2,"), line: "WX_BASE_URL is not a list of base URLs"},
+		{name: "timeout without unit", env: set("WX_TIMEOUT", "5"), line: "WX_TIMEOUT has no unit: write 5s or 800ms"},
+		{name: "timeout below zero", env: set("WX_TIMEOUT", "-5s"), line: "WX_TIMEOUT is not above zero: write 5s"},
+		{name: "timeout in words", env: set("WX_TIMEOUT", "hunter2"), line: "WX_TIMEOUT is no time, or has an unknown unit: write 5s"},
+		{name: "zero", env: set("MAX_INFLIGHT", "0"), line: "MAX_INFLIGHT is not a whole number above zero: write digits only, as in 1024"},
+		{name: "separator", env: set("MAX_CONNS", "10_000"), line: "MAX_CONNS is not a whole number above zero: write digits only"},
+		{name: "lone %", env: set("HTTPS_PROXY", "http://u:hunter2%@x:80"), line: "HTTPS_PROXY is not the URL of a proxy: write http://host:port " +
+			"or socks5://host:port, and %25 for % in a password"},
+		{name: "bad port of a proxy", env: set("HTTPS_PROXY", ":7890x"), line: "HTTPS_PROXY is not the URL of a proxy"},
+		{name: "proxy without host", env: set("https_proxy", "http:/hunter2"), line: "https_proxy is not the URL of a proxy"},
+		{name: "proxy of another kind", env: set("HTTPS_PROXY", "socks4://hunter2:1"), line: "HTTPS_PROXY is not the URL of a proxy"},
+		{name: "proxy for HTTP", env: credentials("WX_BASE_URL", "http://192.0.2.1", "HTTP_PROXY", "socks://hunter2:1"),
+			line: "HTTP_PROXY is not the URL of a proxy"},
+		{name: "no key", env: set("TLS_CERT", "hunter2"), line: "TLS_CERT and TLS_KEY belong together: set both to serve HTTPS, or neither"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			lines := badSettings(t, test.env)
-			checkWords(t, "standard error", lines[0], test.words)
-			pair := strings.HasPrefix(test.words, "TLS_") && len(lines) == 2 // that the other one is not set
-			if len(lines) != 1 && !pair {
-				t.Errorf("got %q, want one line", lines)
+			pair := strings.HasPrefix(test.line, "TLS_") && len(lines) == 2 // that the other one is not set
+			if !strings.HasPrefix(lines[0], test.line) || len(lines) != 1 && !pair {
+				t.Errorf("got %q, want one line %q", lines, test.line)
 			}
 		})
 	}
@@ -158,8 +154,7 @@ func TestBadSettings(t *testing.T) {
 		for _, name := range names {
 			env[name] = "hunter2 \x01"
 		}
-		lines := strings.Join(badSettings(t, env), "\n")
-		checkWords(t, "standard error", lines, strings.Join(names, " "))
+		checkWords(t, "standard error", strings.Join(badSettings(t, env), "\n"), strings.Join(names, " "))
 	})
 }
 
@@ -176,30 +171,33 @@ func badSettings(t *testing.T, env map[string]string) []string {
 	return strings.Split(strings.TrimSpace(stderr), "\n")
 }
 
+// TestWarnings has odd settings with which the program starts.
 func TestWarnings(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		name, variable, value string
-		words                 string // of the one warning, or nothing
+		name  string
+		env   map[string]string
+		words string // of the one warning, or nothing
 	}{
-		{"AppID", "WX_APPID", testAppID, ""},
-		{"placeholder", "WX_APPID", "your_appid", "WX_APPID wx mp.weixin.qq.com"},
-		{"capitals", "WX_APPID", "wx0123456789ABCDEF", "WX_APPID"},
-		{"loopback", "WX_BASE_URL", "http://127.0.0.1:1,http://localhost:1,http://[::1]:1,http://127.1.2.3", ""},
-		{"AppSecret", "WX_APPSECRET", "0123456789ABCDEF", "AppSecret 32 mp.weixin.qq.com"},
-		{"ALL_PROXY", "ALL_PROXY", "socks5://127.0.0.1:1", "ALL_PROXY HTTPS_PROXY"},
-		{"proxy without scheme", "HTTPS_PROXY", "127.0.0.1:7890", ""},
-		{"proxy that is not used", "HTTP_PROXY", "socks4://x", ""},
-		{"plain HTTP", "WX_BASE_URL", "https://192.0.2.1,http://192.0.2.2:80/wx", "unencrypted 192.0.2.2:80 https"},
-		{"name like loopback", "WX_BASE_URL", "http://127.0.0.1.example", "unencrypted 127.0.0.1.example"},
+		{name: "AppID with capitals", env: credentials("WX_APPID", "wx0123456789ABCDEF"), words: "WX_APPID wx mp.weixin.qq.com"},
+		{name: "AppSecret with capitals", env: credentials("WX_APPSECRET", "0123456789ABCDEF"), words: "AppSecret 32 mp.weixin.qq.com"},
+		{name: "loopback", env: credentials("WX_BASE_URL", "http://127.0.0.1:1,http://localhost:1,http://[::1]:1", "HTTP_PROXY", "x:y")},
+		{name: "plain HTTP", env: credentials("WX_BASE_URL", "https://192.0.2.1,http://192.0.2.2:80/wx"), words: "unencrypted 192.0.2.2:80 https"},
+		{name: "name like loopback", env: credentials("WX_BASE_URL", "http://127.0.0.1.example"), words: "unencrypted 127.0.0.1.example"},
+		{name: "ALL_PROXY", env: credentials("all_proxy", "socks5://127.0.0.1:1"), words: "ALL_PROXY HTTPS_PROXY"},
+		{name: "ALL_PROXY and NO_PROXY", env: credentials("ALL_PROXY", "x", "NO_PROXY", "example.com")},
+		{name: "proxy without scheme", env: credentials("HTTPS_PROXY", "127.0.0.1:7890")},
+		{name: "proxy that is not used", env: credentials("HTTP_PROXY", "socks4://x")},
+		{name: "proxy for no base URL", env: credentials("HTTPS_PROXY", "socks4://x", "no_proxy", "example.com, *.weixin.qq.com")},
+		{name: "proxy for nothing", env: credentials("HTTPS_PROXY", "socks4://x", "NO_PROXY", "*")},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			p := startProgram(t, credentials(test.variable, test.value))
+			p := startProgram(t, test.env)
 			p.stop()
 			checkWords(t, "the log", strings.Join(p.log.warnings(), "\n"), test.words)
-			if test.variable == "WX_APPID" && strings.Contains(p.log.String(), test.value) {
+			if strings.Contains(p.log.String(), "ABCDEF") {
 				t.Errorf("got log\n%s\nwant no value in it", p.log)
 			}
 		})

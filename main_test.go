@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -195,22 +196,23 @@ func (o *output) warnings() (messages []string) {
 
 func TestFlags(t *testing.T) {
 	t.Parallel()
+	const help = "-sandbox -check -healthy -version WX_APPID WX_APPSECRET WX_APPSECRET_FILE ADDR :2020 127.0.0.1:2020 WX_BASE_URL " +
+		wechatURLs + " WX_TIMEOUT 5s MAX_INFLIGHT 1024 MAX_CONNS 10000 TLS_CERT TLS_KEY"
 	tests := []struct {
-		name, args     string
+		args           string
 		code           int
 		stdout, stderr string // words in them; none if and only if there is nothing
 	}{
-		{"version", "-version", 0, "wxopenid " + runtime.Version(), ""},
-		{"help", "-h", 0, "-sandbox -check -healthy -version WX_APPID WX_APPSECRET WX_APPSECRET_FILE ADDR :2020 " +
-			"127.0.0.1:2020 WX_BASE_URL " + wechatURLs + " WX_TIMEOUT 5s MAX_INFLIGHT 1024 MAX_CONNS 10000 TLS_CERT TLS_KEY", ""},
-		{"unknown flag", "-sandbx", 2, "", "-sandbx -h"},
-		{"flag without its dash", "sandbox", 2, "", "-sandbox"},
-		{"stray word", "hunter2", 2, "", "no other word environment variables"},
-		{"two modes", "-sandbox -check", 2, "", "one flag at a time"},
-		{"no settings", "", 2, "", "WX_APPID WX_APPSECRET -sandbox"},
+		{args: "-version", stdout: "wxopenid " + runtime.Version()},
+		{args: "-h", stdout: help},
+		{args: "-sandbx", code: 2, stderr: "-sandbx -h"},
+		{args: "sandbox", code: 2, stderr: "-sandbox"},
+		{args: "hunter2", code: 2, stderr: "no other word environment variables"},
+		{args: "-sandbox -check", code: 2, stderr: "one flag at a time"},
+		{args: "", code: 2, stderr: "WX_APPID WX_APPSECRET -sandbox"},
 	}
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
+		t.Run(test.args, func(t *testing.T) {
 			t.Parallel()
 			stdout, stderr := runToEnd(t, test.code, nil, strings.Fields(test.args)...)
 			checkWords(t, "standard output", stdout, test.stdout)
@@ -238,39 +240,45 @@ func checkWords(t testing.TB, where, text, words string) {
 // TestCheck has another program listen on ADDR, since -check opens no listener.
 func TestCheck(t *testing.T) {
 	t.Parallel()
+	cert, key := newPair(t)
 	tests := []struct {
 		name   string
 		wechat http.HandlerFunc
+		more   map[string]string
 		code   int
-		words  string
+		stdout string
+		stderr string // its last line; the warnings come before
 	}{
-		{"code unknown", refuse(40029), 0, testAppID},
-		{"code used", refuse(40163), 0, testAppID},
-		{"AppSecret", refuse(40125), 1, "AppSecret reset"},
-		{"busy", refuse(-1), 1, "busy again"},
-		{"frequency", refuse(45011), 1, "minute"},
-		{"an openid", say(`{"openid":"o"}`), 1, "not WeChat WX_BASE_URL"},
-		{"not WeChat", say(`<html>`), 1, "JSON WX_BASE_URL"},
-		{"no connection", nil, 1, "127.0.0.1:1 refused firewall"},
-		{"timeout", hang, 1, "WX_TIMEOUT"},
-		{"sandbox", newSandbox().ServeHTTP, 0, testAppID},
+		{name: "code unknown", wechat: refuse(40029), stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
+		{name: "code used", wechat: refuse(40163), stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
+		{name: "sandbox", wechat: newSandbox().ServeHTTP, stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
+		{name: "busy", wechat: refuse(-1), code: 1, stderr: "errcode -1: WeChat is busy: try again in a moment."},
+		{name: "frequency", wechat: refuse(45011), more: map[string]string{"WX_APPSECRET": "odd"}, code: 1,
+			stderr: "errcode 45011: WeChat limits the calls of a minute: try again in a minute."},
+		{name: "an openid", wechat: say(`{"openid":"o"}`), code: 1, stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL."},
+		{name: "no connection", code: 1,
+			stderr: "127.0.0.1:1: connection refused: check the firewall, or set HTTP_PROXY if this network needs a proxy."},
+		{name: "no certificate", wechat: refuse(40029), more: map[string]string{"TLS_CERT": key, "TLS_KEY": cert}, code: 1,
+			stderr: "TLS_CERT and TLS_KEY cannot be used"},
+		{name: "odd AppSecret", wechat: refuse(40029), more: map[string]string{"WX_APPSECRET": "odd"},
+			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			wechat := newWeChat(t, test.wechat)
 			env := credentials("WX_BASE_URL", wechat, "ADDR", strings.TrimPrefix(wechat, "http://"))
-			if test.name == "timeout" {
-				env["WX_TIMEOUT"] = "20ms"
+			maps.Copy(env, test.more)
+			stdout, stderr := runToEnd(t, test.code, env, "-check")
+			warning, last := "", stderr
+			if test.more["WX_APPSECRET"] != "" {
+				warning, last, _ = strings.Cut(stderr, "\n")
 			}
-			line, nothing := runToEnd(t, test.code, env, "-check")
-			if test.code != 0 {
-				line, nothing = nothing, line
+			if stdout != test.stdout || !strings.HasPrefix(last, test.stderr) || (last == "") != (test.code == 0) {
+				t.Errorf("got %q and %q, want %q and %q", stdout, stderr, test.stdout, test.stderr)
 			}
-			checkWords(t, "the right output", line, test.words)
-			checkWords(t, "the other output", nothing, "")
-			if strings.Count(line, "\n") != 1 || strings.Contains(line, testSecret) {
-				t.Errorf("got %q, want one line without the AppSecret", line)
+			if strings.Contains(warning, "AppSecret does not look like one") != (test.more["WX_APPSECRET"] != "") {
+				t.Errorf("got %q, want the warnings of a start first", stderr)
 			}
 		})
 	}
@@ -281,11 +289,8 @@ func TestCheckInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	env := credentials("WX_BASE_URL", newWeChat(t, func(w http.ResponseWriter, r *http.Request) { cancel(); hang(w, r) }))
 	var stderr bytes.Buffer
-	if code := run(ctx, []string{"-check"}, getenv(env), io.Discard, &stderr); code != 1 {
-		t.Errorf("got exit code %d, want 1", code)
-	}
-	if got := stderr.String(); !strings.Contains(got, "Stopped") || strings.Contains(got, "hung up") {
-		t.Errorf("got %q, want it to say that it was stopped", got)
+	if code := run(ctx, []string{"-check"}, getenv(env), io.Discard, &stderr); code != 1 || !strings.HasPrefix(stderr.String(), "Stopped") {
+		t.Errorf("got exit code %d and %q, want 1 and that it was stopped", code, &stderr)
 	}
 }
 
@@ -298,20 +303,20 @@ func TestHealthy(t *testing.T) {
 	tests := []struct {
 		name, addr, cert string
 		code             int
-		says             string
+		words            string
 	}{
-		{"HTTP", plain, "", 0, ""},
-		{"HTTPS", secure, cert, 0, ""},
-		{"HTTPS of an HTTP service", plain, cert, 1, "TLS_CERT"},
-		{"nobody", "127.0.0.1:1", "", 1, "ADDR refused"},
-		{"another program", other, "", 1, "ADDR 404"},
-		{"bad ADDR", plain + "\r", "", 1, "ADDR CR"},
+		{name: "HTTP", addr: plain},
+		{name: "HTTPS", addr: secure, cert: cert},
+		{name: "HTTPS of an HTTP service", addr: plain, cert: cert, code: 1, words: "TLS_CERT"},
+		{name: "nobody", addr: "127.0.0.1:1", code: 1, words: "ADDR refused start"},
+		{name: "another program", addr: other, code: 1, words: "ADDR another program 404"},
+		{name: "bad ADDR", addr: plain + "\r", code: 1, words: "ADDR CR"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			stdout, stderr := runToEnd(t, test.code, map[string]string{"ADDR": test.addr, "TLS_CERT": test.cert}, "-healthy")
 			checkWords(t, "standard output", stdout, "")
-			checkWords(t, "standard error", stderr, test.says)
+			checkWords(t, "standard error", stderr, test.words)
 		})
 	}
 }

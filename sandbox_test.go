@@ -45,17 +45,17 @@ func TestSandboxAsWeChat(t *testing.T) {
 		name, query string
 		errcode     int
 	}{
-		{"code", good + "&js_code=a", 0},
-		{"same code", good + "&js_code=a", 40163},
-		{"mock code", good + "&js_code=the+code+is+a+mock+one", 0},
-		{"nothing", "", 41002},
-		{"no appid", "secret=x&js_code=c", 41002},
-		{"no secret", "appid=x", 41004},
-		{"no code", "appid=x&secret=x", 41008},
-		{"another appid", "appid=x&secret=x&js_code=c", 40013},
-		{"another secret", "appid=" + testAppID + "&secret=x&js_code=c", 40125},
-		{"another grant_type", "appid=" + testAppID + "&secret=" + testSecret + "&grant_type=client_credential&js_code=c", 40002},
-		{"code not used up by these", good + "&js_code=c", 0},
+		{name: "code", query: good + "&js_code=a"},
+		{name: "same code", query: good + "&js_code=a", errcode: 40163},
+		{name: "mock code", query: good + "&js_code=the+code+is+a+mock+one"},
+		{name: "nothing", errcode: 41002},
+		{name: "no appid", query: "secret=x&js_code=c", errcode: 41002},
+		{name: "no secret", query: "appid=x", errcode: 41004},
+		{name: "no code", query: "appid=x&secret=x", errcode: 41008},
+		{name: "another appid", query: "appid=x&secret=x&js_code=c", errcode: 40013},
+		{name: "another secret", query: "appid=" + testAppID + "&secret=x&js_code=c", errcode: 40125},
+		{name: "another grant_type", query: "appid=" + testAppID + "&secret=" + testSecret + "&grant_type=client_credential&js_code=c", errcode: 40002},
+		{name: "code not used up by these", query: good + "&js_code=c"},
 	}
 	s := newSandbox()
 	for _, test := range tests {
@@ -87,28 +87,28 @@ func TestSandboxCodes(t *testing.T) {
 		status  int
 		user    string
 		unionID bool
-		error   string
+		word    string
 		errcode int
 	}{
-		{"a", 200, everybody, false, "", 0},
-		{"a", 400, "", false, "code_used", 40163},
-		{mockCode, 200, everybody, false, "", 0},
-		{alice, 200, alice, false, "", 0},
-		{alice, 200, alice, false, "", 0},
-		{"sandbox:unionid=1", 200, everybody, true, "", 0},
-		{"sandbox:unionid=1&user=bob", 200, bob, true, "", 0},
-		{"sandbox:user=bob&delay=1ms", 200, bob, false, "", 0},
-		{"sandbox:errcode=45011", 429, "", false, "rate_limited", 45011},
-		{"sandbox:errcode=12345678", 502, "", false, "wechat_error", 12345678},
-		{"sandbox:errcode=40013&user=bob&delay=1ms", 500, "", false, "misconfigured", 40013},
-		{"sandbox:status=502", 502, "", false, "wechat_error", 0},
-		{"sandbox:status=204&delay=1ms", 502, "", false, "wechat_error", 0},
-		{"sandbox:", 400, "", false, "invalid_code", 40029},
-		{"sandbox:color=red", 400, "", false, "invalid_code", 40029},
-		{"sandbox:errcode=many", 400, "", false, "invalid_code", 40029},
-		{"sandbox:status=99", 400, "", false, "invalid_code", 40029},
-		{"sandbox:delay=-1s", 400, "", false, "invalid_code", 40029},
-		{"Sandbox:user=alice", 200, everybody, false, "", 0}, // a code like any other
+		{code: "a", status: 200, user: everybody},
+		{code: "a", status: 400, word: "code_used", errcode: 40163},
+		{code: mockCode, status: 200, user: everybody},
+		{code: alice, status: 200, user: alice},
+		{code: alice, status: 200, user: alice},
+		{code: "sandbox:unionid=1", status: 200, user: everybody, unionID: true},
+		{code: "sandbox:unionid=1&user=bob", status: 200, user: bob, unionID: true},
+		{code: "sandbox:user=bob&delay=1ms", status: 200, user: bob},
+		{code: "sandbox:errcode=45011", status: 429, word: "rate_limited", errcode: 45011},
+		{code: "sandbox:errcode=12345678", status: 502, word: "wechat_error", errcode: 12345678},
+		{code: "sandbox:errcode=40013&user=bob&delay=1ms", status: 500, word: "misconfigured", errcode: 40013},
+		{code: "sandbox:status=502", status: 502, word: "wechat_error"},
+		{code: "sandbox:status=204&delay=1ms", status: 502, word: "wechat_error"},
+		{code: "sandbox:", status: 400, word: "invalid_code", errcode: 40029},
+		{code: "sandbox:color=red", status: 400, word: "invalid_code", errcode: 40029},
+		{code: "sandbox:errcode=many", status: 400, word: "invalid_code", errcode: 40029},
+		{code: "sandbox:status=99", status: 400, word: "invalid_code", errcode: 40029},
+		{code: "sandbox:delay=-1s", status: 400, word: "invalid_code", errcode: 40029},
+		{code: "Sandbox:user=alice", status: 200, user: everybody}, // a code like any other
 	}
 	p := startProgram(t, credentials(), "-sandbox")
 	for _, test := range tests {
@@ -119,8 +119,8 @@ func TestSandboxCodes(t *testing.T) {
 				openID = reply.OpenID
 			}
 			got := post(t, p.url+"/openid", fmt.Sprintf(`{"code":%q}`, test.code))
-			if got.status != test.status || got.OpenID != openID || got.Error != test.error || got.ErrCode != test.errcode {
-				t.Errorf("got %d %s, want %d %s%s %d", got.status, got.body, test.status, openID, test.error, test.errcode)
+			if got.status != test.status || got.OpenID != openID || got.Error != test.word || got.ErrCode != test.errcode {
+				t.Errorf("got %d %s, want %d %s%s %d", got.status, got.body, test.status, openID, test.word, test.errcode)
 			}
 			if strings.Contains(got.body, `"unionid":"o`) != test.unionID {
 				t.Errorf("got %s, want a unionid: %t", got.body, test.unionID)

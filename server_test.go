@@ -93,13 +93,13 @@ func TestStartFails(t *testing.T) {
 		env   map[string]string
 		words string
 	}{
-		{"port in use", credentials("ADDR", busy.Addr().String()), "ADDR in use another ADDR"},
-		{"address of another machine", credentials("ADDR", "192.0.2.1:2020"), "ADDR cannot assign another ADDR address of this machine"},
-		{"no such host", credentials("ADDR", "wxopenid.invalid:2020"), "ADDR wxopenid.invalid another ADDR"},
-		{"no certificate", credentials("TLS_CERT", cert+"0", "TLS_KEY", key), "TLS_CERT read PEM"},
-		{"no key", credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), "TLS_KEY read PEM"},
-		{"key for certificate", credentials("TLS_CERT", key, "TLS_KEY", key), "TLS_CERT certificate"},
-		{"key of another certificate", credentials("TLS_CERT", cert, "TLS_KEY", otherKey), "TLS_KEY match"},
+		{name: "port in use", env: credentials("ADDR", busy.Addr().String()), words: "ADDR in use another ADDR"},
+		{name: "address of another machine", env: credentials("ADDR", "192.0.2.1:2020"), words: "ADDR cannot assign another ADDR address of this machine"},
+		{name: "no such host", env: credentials("ADDR", "wxopenid.invalid:2020"), words: "ADDR wxopenid.invalid another ADDR"},
+		{name: "no certificate", env: credentials("TLS_CERT", cert+"0", "TLS_KEY", key), words: "TLS_CERT read PEM"},
+		{name: "no key", env: credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), words: "TLS_KEY read PEM"},
+		{name: "key for certificate", env: credentials("TLS_CERT", key, "TLS_KEY", key), words: "TLS_CERT certificate"},
+		{name: "key of another certificate", env: credentials("TLS_CERT", cert, "TLS_KEY", otherKey), words: "TLS_KEY match"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -187,11 +187,11 @@ func TestStop(t *testing.T) {
 		took       time.Duration // until it has stopped, at most
 		cut        bool          // a request was cut off
 	}{
-		{"none", "", time.Minute, 10 * time.Millisecond, false},
-		{"unused", "-", time.Minute, 7 * time.Second, false}, // net/http waits 5 s for its first request
-		{"kept", getHealthz, time.Minute, 2 * time.Second, false},
-		{"request under way", halfBody, 10 * time.Second, 16 * time.Second, false},
-		{"request under way beyond the limit", halfBody, 8 * time.Second, 14 * time.Second, true},
+		{name: "none", timeout: time.Minute, took: 10 * time.Millisecond},
+		{name: "unused", sent: "-", timeout: time.Minute, took: 7 * time.Second}, // net/http waits 5 s for its first request
+		{name: "kept", sent: getHealthz, timeout: time.Minute, took: 2 * time.Second},
+		{name: "request under way", sent: halfBody, timeout: 10 * time.Second, took: 16 * time.Second},
+		{name: "request under way beyond the limit", sent: halfBody, timeout: 8 * time.Second, took: 14 * time.Second, cut: true},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -245,10 +245,10 @@ func TestConnectionTimes(t *testing.T) {
 		idle       bool          // the answer is read
 		kept       time.Duration // for so long the connection is kept, and not much longer
 	}{
-		{"unused", "", false, headerTimeout},
-		{"half a header", getHealthz[:20], false, headerTimeout},
-		{"kept", getHealthz, true, keepAlive},
-		{"not read", getHealthz, false, bodyTimeout + time.Second + answerTimeout},
+		{name: "unused", kept: headerTimeout},
+		{name: "half a header", sent: getHealthz[:20], kept: headerTimeout},
+		{name: "kept", sent: getHealthz, idle: true, kept: keepAlive},
+		{name: "not read", sent: getHealthz, kept: bodyTimeout + time.Second + answerTimeout},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -338,11 +338,11 @@ func TestMaxConns(t *testing.T) {
 	t.Parallel()
 	cert, key := newPair(t)
 	tests := []struct{ name, sent, cert, key string }{
-		{"idle", "", "", ""},
-		{"half a header", getHealthz[:20], "", ""},
-		{"half a body", halfBody, "", ""},
-		{"kept", getHealthz, "", ""},
-		{"handshake that never ends", "\x16\x03", cert, key},
+		{name: "idle"},
+		{name: "half a header", sent: getHealthz[:20]},
+		{name: "half a body", sent: halfBody},
+		{name: "kept", sent: getHealthz},
+		{name: "handshake that never ends", sent: "\x16\x03", cert: cert, key: key},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -434,8 +434,10 @@ func TestCertificate(t *testing.T) {
 	leaf := func(end int) *x509.Certificate { // of life, in a bubble that begins in 2000
 		return root.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Date(end, 1, 1, 0, 0, 0, 0, time.UTC)})
 	}
-	first, second, third, lone, expired := leaf(2001), leaf(2001), leaf(2001), leaf(2001), leaf(1999)
+	first, second, third, lone, expired := leaf(2001), leaf(2002), leaf(2003), leaf(2004), leaf(1999)
 	soon := root.sign(t, &x509.Certificate{NotAfter: time.Date(2000, 1, 1, 2, 0, 0, 0, time.UTC)})
+	short := root.sign(t, &x509.Certificate{NotBefore: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
+		NotAfter: time.Date(2000, 1, 1, 3, 0, 0, 0, time.UTC)})
 	certFile, keyFile := root.write(t, dir, first, root.cert)
 	synctest.Test(t, func(t *testing.T) {
 		log := &output{}
@@ -449,20 +451,23 @@ func TestCertificate(t *testing.T) {
 			want   *x509.Certificate
 			logged string // words in new log lines, or nothing
 		}{
-			{"as it was", func() {}, first, ""},
-			{"renewed", func() { root.write(t, dir, second, root.cert) }, second, ""},
-			{"broken", func() { writeFile(t, keyFile, "broken") }, second, "ERROR stays in use"},
-			{"still broken", func() {}, second, ""},
-			{"repaired", func() { root.write(t, dir, third, root.cert) }, third, ""},
-			{"broken again", func() { writeFile(t, keyFile, "broken") }, third, "ERROR stays in use"},
-			{"without its intermediate", func() { root.write(t, dir, lone) }, lone, "WARN intermediate"},
-			{"expired", func() { root.write(t, dir, expired, root.cert) }, expired, "WARN expired"},
-			{"self-signed", func() { root.write(t, dir, root.cert) }, root.cert, ""},
-			{"less than seven days to go", func() { root.write(t, dir, soon, root.cert) }, soon, "WARN expires on 2000-01-01"},
-			{"half an hour later", func() { time.Sleep(time.Hour / 2) }, soon, ""},
-			{"when they are over", func() { time.Sleep(2 * time.Hour) }, soon, "WARN expired on"},
-			{"and later", func() { time.Sleep(time.Hour) }, soon, ""},
-			{"gone", func() { root.write(t, dir, root.cert); time.Sleep(10 * time.Second); os.Remove(keyFile) }, root.cert, "ERROR stays in use"},
+			{name: "as it was", change: func() {}, want: first},
+			{name: "renewed", change: func() { root.write(t, dir, second, root.cert) }, want: second},
+			{name: "broken", change: func() { writeFile(t, keyFile, "broken") }, want: second, logged: "ERROR stays in use"},
+			{name: "still broken", change: func() {}, want: second},
+			{name: "repaired", change: func() { root.write(t, dir, third, root.cert) }, want: third},
+			{name: "broken again", change: func() { writeFile(t, keyFile, "broken") }, want: third, logged: "ERROR stays in use"},
+			{name: "without its intermediate", change: func() { root.write(t, dir, lone) }, want: lone, logged: "WARN intermediate"},
+			{name: "expired", change: func() { root.write(t, dir, expired, root.cert) }, want: expired, logged: "WARN expired"},
+			{name: "self-signed", change: func() { root.write(t, dir, root.cert) }, want: root.cert},
+			{name: "short life", change: func() { root.write(t, dir, short, root.cert) }, want: short},
+			{name: "less than seven days to go", change: func() { root.write(t, dir, soon, root.cert) }, want: soon,
+				logged: "WARN expires on 2000-01-01 02:00:00 UTC: renew it"},
+			{name: "half an hour later", change: func() { time.Sleep(time.Hour / 2) }, want: soon},
+			{name: "when they are over", change: func() { time.Sleep(2 * time.Hour) }, want: soon, logged: "WARN expired on"},
+			{name: "and later", change: func() { time.Sleep(time.Hour) }, want: soon},
+			{name: "gone", change: func() { root.write(t, dir, root.cert); time.Sleep(10 * time.Second); os.Remove(keyFile) }, want: root.cert,
+				logged: "ERROR stays in use"},
 		}
 		for _, step := range steps {
 			before := len(log.String())
