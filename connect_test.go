@@ -82,9 +82,12 @@ func named(name string, connect func(context.Context) error) *fake {
 }
 
 func up(context.Context) error      { return nil }
-func slow(context.Context) error    { time.Sleep(time.Second); return nil }
 func refuses(context.Context) error { return os.NewSyscallError("connect", syscall.ECONNREFUSED) }
 func silent(context.Context) error  { time.Sleep(2 * time.Second); return context.DeadlineExceeded }
+
+func takes(d time.Duration) func(context.Context) error {
+	return func(context.Context) error { time.Sleep(d); return nil }
+}
 
 func fails(err error) func(context.Context) error { return func(context.Context) error { return err } }
 

@@ -412,6 +412,9 @@ func TestTimeout(t *testing.T) {
 		s.check("x", "504 wechat_timeout", time.Second, 1, 0)
 		s.check("x", "two", 0, 0, 1)
 	}, named("one", silent), named("two", up))
+	inBubble(t, 30*time.Second, oneTwo, func(t *testing.T, s *service) { // slow DNS, say: it is the only limit
+		s.check("x", "one", 12*time.Second, 1, 0)
+	}, named("one", takes(12*time.Second)), named("two", up))
 	inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) { // for both
 		s.check("wait", "504 wechat_timeout", 5*time.Second, 1, 1)
 	}, named("one", silent), named("two", up))
@@ -431,7 +434,7 @@ func TestNotPassedOver(t *testing.T) {
 	inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) { // there was a connection
 		s.check("wait", "504 wechat_timeout", 5*time.Second, 1, 0)
 		s.check("x", "one", time.Second, 1, 0)
-	}, named("one", slow), named("two", up))
+	}, named("one", takes(time.Second)), named("two", up))
 }
 
 // TestTurns has many exchanges at a time, and again: connections are bounded, used again, and given up in time.
