@@ -9,25 +9,13 @@ import (
 	"time"
 )
 
-// The AppID of the services below.
-const sampleAppID = "wx0123456789abcdef"
-
-// startSample starts the service with a setting of its own.
-func startSample(t *testing.T, setting, value string, args ...string) *program {
-	return startProgram(t, map[string]string{
-		"WX_APPID":     sampleAppID,
-		"WX_APPSECRET": "0123456789abcdef0123456789abcdef",
-		setting:        value,
-	}, args...)
-}
-
 // runNode runs a program of testdata/miniprogram with the addresses of services, and returns what it prints.
 func runNode(t *testing.T, script string, services map[string]string) []byte {
 	node, err := exec.LookPath("node")
 	if err != nil {
 		t.Skip("node is not on PATH, and testing the sample mini program needs Node.js 18 or later")
 	}
-	services["appid"] = sampleAppID
+	services["appid"] = testAppID
 	arg, err := json.Marshal(services)
 	if err != nil {
 		t.Fatal(err)
@@ -45,15 +33,15 @@ func runNode(t *testing.T, script string, services map[string]string) []byte {
 // TestMiniProgram runs the sample mini program against services that run here.
 func TestMiniProgram(t *testing.T) {
 	runNode(t, "test.js", map[string]string{
-		"sandbox": startSample(t, "WX_TIMEOUT", "5s", "-sandbox").url,
-		"hasty":   startSample(t, "WX_TIMEOUT", "100ms", "-sandbox").url,
-		"cutoff":  startSample(t, "WX_BASE_URL", "http://127.0.0.1:1").url,
+		"sandbox": startProgram(t, credentials(), "-sandbox").url,
+		"hasty":   startProgram(t, credentials("WX_TIMEOUT", "100ms"), "-sandbox").url,
+		"cutoff":  startProgram(t, credentials("WX_BASE_URL", nobody)).url,
 	})
 }
 
 // TestOwnBackEnd runs the back end of the READMEs, and finds the ids of its log in the service's.
 func TestOwnBackEnd(t *testing.T) {
-	service := startSample(t, "WX_TIMEOUT", "5s", "-sandbox")
+	service := startProgram(t, credentials(), "-sandbox")
 	output := runNode(t, "backend.js", map[string]string{"sandbox": service.url})
 	lines := bytes.Split(bytes.TrimSpace(output), []byte("\n"))
 	if len(lines) != 4 {
