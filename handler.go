@@ -148,7 +148,7 @@ func (h *handler) unknownCode(f failure, r *http.Request, code string) *failure 
 	}
 	switch {
 	case h.sandbox != nil:
-		remedy = "the sandbox refuses this code as asked, or does not know what it asks for, so see its log"
+		remedy = "the code asks the sandbox for this refusal, or for something unknown, so see the log"
 	case appID == "touristappid", code == mockCode:
 		remedy = "the developer tools are in tourist mode, so give the project an AppID of your own, or start this " +
 			"service with -sandbox"
