@@ -122,7 +122,7 @@ func (h *handler) openID(w http.ResponseWriter, r *http.Request) (any, *failure)
 	}
 	u, f := h.wechat.openID(r.Context(), code)
 	if f != nil && f.word == "invalid_code" {
-		f = h.unknownCode(*f, r, code)
+		f = h.unknownCode(f, r, code)
 	}
 	return u, f
 }
@@ -131,18 +131,18 @@ func (h *handler) openID(w http.ResponseWriter, r *http.Request) (any, *failure)
 // (developers.weixin.qq.com/miniprogram/dev/api/network/request/wx.request.html).
 var pageReferer = regexp.MustCompile(`^https://servicewechat\.com/([A-Za-z0-9_-]{1,20})/[^/]*/page-frame\.html$`)
 
-// unknownCode makes another failure of f, an invalid code, that says more: of a mini program with another AppID, of
-// the developer tools in tourist mode, and of what was asked of the sandbox.
-func (h *handler) unknownCode(f failure, r *http.Request, code string) *failure {
+// unknownCode makes another failure in the place of f, an invalid code, where it knows more: of a mini program with
+// another AppID, of the developer tools in tourist mode, and of what was asked of the sandbox.
+func (h *handler) unknownCode(f *failure, r *http.Request, code string) *failure {
 	appID := h.appID
 	plugin := r.Header.Get("X-WECHAT-HOSTSIGN") != "" // its Referer has the AppID of the mini program around it
 	m := pageReferer.FindStringSubmatch(r.Referer())
 	if m != nil && !plugin && (len(code) < 8 || !strings.Contains(m[1], code)) {
 		appID = m[1] // unless it holds the code, which must not get out
 	}
-	what, remedy := "WeChat does not know this code", ""
+	word, what, remedy := f.word, "WeChat does not know this code", ""
 	if appID != h.appID {
-		f.word = "appid_mismatch"
+		word = "appid_mismatch"
 		what = fmt.Sprintf("The mini program has the AppID %s and this service has %s", appID, h.appID)
 		remedy = "fix appid in project.config.json, or WX_APPID with its AppSecret"
 	}
@@ -153,11 +153,11 @@ func (h *handler) unknownCode(f failure, r *http.Request, code string) *failure 
 		remedy = "the developer tools are in tourist mode, so give the project an AppID of your own, or start this " +
 			"service with -sandbox"
 	}
-	if remedy != "" {
-		f.message = what + ": " + remedy + "."
-		f.cause = f.message
+	if remedy == "" {
+		return f
 	}
-	return &f
+	message := what + ": " + remedy + "."
+	return &failure{word: word, errcode: f.errcode, rid: f.rid, cause: message, message: message}
 }
 
 // readCode returns the code in the body of r.
