@@ -202,8 +202,10 @@ func (s *settings) timeout() time.Duration {
 	switch _, noUnit := strconv.ParseFloat(value, 64); {
 	case err != nil && noUnit == nil:
 		s.bad("WX_TIMEOUT", "has no unit: write 5s or 800ms")
+	case err != nil && strings.Contains(err.Error(), "unknown unit"):
+		s.bad("WX_TIMEOUT", "has an unknown unit: write 5s or 800ms")
 	case err != nil:
-		s.bad("WX_TIMEOUT", "is no time, or has an unknown unit: write 5s or 800ms")
+		s.bad("WX_TIMEOUT", "is not a time: write 5s or 800ms")
 	case d <= 0:
 		s.bad("WX_TIMEOUT", "is not above zero: write 5s or 800ms")
 	}
@@ -274,7 +276,7 @@ func (s *settings) baseURLs() (urls []*url.URL) {
 	for part := range strings.SplitSeq(cmp.Or(s.word("WX_BASE_URL"), wechatURLs), ",") {
 		u, err := url.Parse(part)
 		if strings.Contains(part, wechatPath) {
-			s.bad("WX_BASE_URL", "holds the path of the API: leave "+wechatPath+" out, which is added here")
+			s.bad("WX_BASE_URL", "holds the path of the API: leave "+wechatPath+" out, since wxopenid adds it")
 			return nil
 		}
 		if err != nil || !isBaseURL(*u) {
@@ -302,11 +304,11 @@ const settingsHelp = `Settings are environment variables. An empty one counts as
   WX_APPSECRET       its AppSecret (required, or the next)
   WX_APPSECRET_FILE  a file that holds the AppSecret alone
   ADDR               listen address (default :2020, with -sandbox 127.0.0.1:2020)
-  WX_BASE_URL        base URL of WeChat's API; after a comma, the ones to fall back on
+  WX_BASE_URL        base URL of WeChat's API; after a comma, fallbacks
                      (default ` + wechatURLs + `)
   WX_TIMEOUT         time limit of one exchange with WeChat (default 5s)
   MAX_INFLIGHT       most exchanges with WeChat at a time; one more is refused (default 1024)
   MAX_CONNS          most connections from callers at a time; more wait (default 10000)
   TLS_CERT, TLS_KEY  PEM files, to serve HTTPS: both or neither
-HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured for requests to WeChat.
+HTTPS_PROXY, HTTP_PROXY and NO_PROXY count for requests to WeChat, ALL_PROXY does not.
 `

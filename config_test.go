@@ -115,7 +115,7 @@ func TestBadSettings(t *testing.T) {
 		{name: "port name", env: set("ADDR", ":hunter2"), line: "ADDR is not a listen address"},
 		{name: "port too high", env: set("ADDR", "hunter2:65536"), line: "ADDR has a port that does not exist: the port has to be 0 to 65535"},
 		{name: "path", env: set("WX_BASE_URL", "https://x,https://hunter2/sns/jscode2session/"),
-			line: "WX_BASE_URL holds the path of the API: leave /sns/jscode2session out, which is added here"},
+			line: "WX_BASE_URL holds the path of the API: leave /sns/jscode2session out, since wxopenid adds it"},
 		{name: "no scheme", env: set("WX_BASE_URL", "hunter2"), line: "WX_BASE_URL is not a list of base URLs: write https://host"},
 		{name: "another scheme", env: set("WX_BASE_URL", "ftp://hunter2"), line: "WX_BASE_URL is not a list of base URLs"},
 		{name: "no host", env: set("WX_BASE_URL", "https://:443/hunter2"), line: "WX_BASE_URL is not a list of base URLs"},
@@ -125,7 +125,8 @@ func TestBadSettings(t *testing.T) {
 		{name: "left out", env: set("WX_BASE_URL", "https://hunter2,"), line: "WX_BASE_URL is not a list of base URLs"},
 		{name: "timeout without unit", env: set("WX_TIMEOUT", "5"), line: "WX_TIMEOUT has no unit: write 5s or 800ms"},
 		{name: "timeout below zero", env: set("WX_TIMEOUT", "-5s"), line: "WX_TIMEOUT is not above zero: write 5s"},
-		{name: "timeout in words", env: set("WX_TIMEOUT", "hunter2"), line: "WX_TIMEOUT is no time, or has an unknown unit: write 5s"},
+		{name: "timeout in words", env: set("WX_TIMEOUT", "hunter2"), line: "WX_TIMEOUT is not a time: write 5s"},
+		{name: "unknown unit", env: set("WX_TIMEOUT", "5sec"), line: "WX_TIMEOUT has an unknown unit: write 5s or 800ms"},
 		{name: "zero", env: set("MAX_INFLIGHT", "0"), line: "MAX_INFLIGHT is not a whole number above zero: write digits only, as in 1024"},
 		{name: "separator", env: set("MAX_CONNS", "10_000"), line: "MAX_CONNS is not a whole number above zero: write digits only"},
 		{name: "lone %", env: set("HTTPS_PROXY", "http://u:hunter2%@x:80"), line: "HTTPS_PROXY is not the URL of a proxy: write http://host:port " +

@@ -140,7 +140,7 @@ func (h *handler) unknownCode(f *failure, r *http.Request, code string) *failure
 	if m != nil && !plugin && (len(code) < 8 || !strings.Contains(m[1], code)) {
 		appID = m[1] // unless it holds the code, which must not get out
 	}
-	word, what, remedy := f.word, "WeChat does not know this code", ""
+	word, what, remedy := f.word, "The code is refused", ""
 	if appID != h.appID {
 		word = "appid_mismatch"
 		what = fmt.Sprintf("The mini program has the AppID %s and this service has %s", appID, h.appID)
@@ -148,7 +148,7 @@ func (h *handler) unknownCode(f *failure, r *http.Request, code string) *failure
 	}
 	switch {
 	case h.sandbox != nil:
-		remedy = "the code asks the sandbox for this refusal, or for something unknown, so see the log"
+		remedy = "the code asks the sandbox for errcode 40029, or for something unknown, which the log explains"
 	case appID == "touristappid", code == mockCode:
 		remedy = "the developer tools are in tourist mode, so give the project an AppID of your own, or start this " +
 			"service with -sandbox"

@@ -182,8 +182,8 @@ func TestFailures(t *testing.T) {
 		{errcode: 45011, status: 429, word: "rate_limited", retryAfter: "60", cause: "WeChat limits the calls of a minute"},
 		{errcode: 40013, status: 500, word: "misconfigured", cause: "WeChat does not know WX_APPID: copy the AppID again from"},
 		{errcode: 40125, status: 500, word: "misconfigured", cause: "the AppSecret does not belong to WX_APPID. mp.weixin.qq.com " +
-			"shows no AppSecret again: if it is lost, reset it" + console + ", which ends the old one everywhere; a new content of " +
-			"WX_APPSECRET_FILE needs a restart"},
+			"does not show an AppSecret again: if it is lost, reset it" + console + ", which ends the old one everywhere; after a " +
+			"change in WX_APPSECRET_FILE, restart"},
 		{errcode: 40164, status: 500, word: "misconfigured", cause: "add the address that WeChat saw to IP白名单 (the allowlist)" +
 			console + ", or its range if it changes from one login to the next; that takes minutes; WeChat saw the address 203.0.113.7"},
 		{errcode: 40243, status: 500, word: "misconfigured", cause: "the AppSecret is frozen: unfreeze it" + console +

@@ -54,8 +54,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprint(stdout, settingsHelp)
 		return 0
 	case err != nil || flags.NArg() > 0 || flags.NFlag() > 1:
-		fmt.Fprintln(stderr, "Use one flag at a time, such as -sandbox, and no other word: settings are environment "+
-			"variables, see wxopenid -h.")
+		fmt.Fprintln(stderr, "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment "+
+			"variables: see wxopenid -h.")
 		return 2
 	case *version:
 		info, _ := debug.ReadBuildInfo()
@@ -156,6 +156,6 @@ func healthy(getenv func(string) string, stderr io.Writer) int {
 		}
 		err = errors.New("another program is there, and says " + resp.Status)
 	}
-	fmt.Fprintf(stderr, "No service answers at ADDR (%v): start it, or use its ADDR and TLS_CERT.\n", said(err))
+	fmt.Fprintf(stderr, "wxopenid does not answer at ADDR (%v): start it, or use its ADDR and TLS_CERT.\n", said(err))
 	return 1
 }

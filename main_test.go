@@ -207,8 +207,8 @@ func TestFlags(t *testing.T) {
 		{args: "-h", stdout: help},
 		{args: "-sandbx", code: 2, stderr: "-sandbx -h"},
 		{args: "sandbox", code: 2, stderr: "-sandbox"},
-		{args: "hunter2", code: 2, stderr: "no other word environment variables"},
-		{args: "-sandbox -check", code: 2, stderr: "one flag at a time"},
+		{args: "hunter2", code: 2, stderr: "no other word. environment variables"},
+		{args: "-sandbox -check", code: 2, stderr: "one flag, such as"},
 		{args: "", code: 2, stderr: "WX_APPID WX_APPSECRET -sandbox"},
 	}
 	for _, test := range tests {

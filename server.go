@@ -145,8 +145,8 @@ func listen(ctx context.Context, c config, cert *certificate) (*listener, error)
 	}
 	var err error
 	if l.Listener, err = net.Listen("tcp", c.addr); err != nil {
-		return nil, fmt.Errorf("ADDR: %w: set another ADDR, an address of this machine with a free port above 1023, as "+
-			"in :2020, or stop the other program there", err)
+		return nil, fmt.Errorf("ADDR: %w: stop the other program there, or set another ADDR, an address of this "+
+			"machine with a free port above 1023, as in :3020", err)
 	}
 	return l, nil
 }

@@ -47,9 +47,9 @@ var errcodes = map[int64]struct{ word, remedy string }{
 	40226: {word: "user_blocked", remedy: "WeChat considers the user high-risk: only WeChat's support can lift that"},
 	45011: {word: "rate_limited", remedy: "WeChat limits the calls of a minute: try again in a minute"},
 	40013: {word: "misconfigured", remedy: "WeChat does not know WX_APPID: copy the AppID again from " + console},
-	40125: {word: "misconfigured", remedy: "the AppSecret does not belong to WX_APPID. mp.weixin.qq.com shows " +
-		"no AppSecret again: if it is lost, reset it at " + console + ", which ends the old one everywhere; a new " +
-		"content of WX_APPSECRET_FILE needs a restart"},
+	40125: {word: "misconfigured", remedy: "the AppSecret does not belong to WX_APPID. mp.weixin.qq.com does " +
+		"not show an AppSecret again: if it is lost, reset it at " + console + ", which ends the old one everywhere; " +
+		"after a change in WX_APPSECRET_FILE, restart"},
 	40164: {word: "misconfigured", remedy: "add the address that WeChat saw to IP白名单 (the allowlist) at " + console +
 		", or its range if it changes from one login to the next; that takes minutes"},
 	40243: {word: "misconfigured", remedy: "the AppSecret is frozen: unfreeze it at " + console +

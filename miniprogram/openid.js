@@ -8,7 +8,7 @@
 //	const { getOpenID } = require('./openid')
 //
 // In a project whose code says import, or whose package.json says "type": "module", change the last line of this
-// file and call it with the next one:
+// file to the first of these, and call it with the second:
 //
 //	export { login, getOpenID }
 //	import { getOpenID } from './openid.js'
