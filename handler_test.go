@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -258,6 +259,32 @@ func TestErrorWords(t *testing.T) {
 	for _, m := range regexp.MustCompile(`case '(\w+)':`).FindAllStringSubmatch(sample, -1) {
 		if want[m[1]] == "" && strings.Count(sample, "'"+m[1]+"'") < 2 { // nor does it come from openid.js itself
 			t.Errorf("openid.js has a case for %s, which does not exist", m[1])
+		}
+	}
+}
+
+// TestMessagesInChinese finds the messages that README.zh-CN.md explains in the program. Some are the system's.
+func TestMessagesInChinese(t *testing.T) {
+	t.Parallel()
+	source := "address already in use Only one usage of each socket address connection refused actively refused "
+	for _, name := range must(filepath.Glob("*.go")) {
+		if !strings.HasSuffix(name, "_test.go") {
+			source += string(must(os.ReadFile(name)))
+		}
+	}
+	source = regexp.MustCompile(`" \+\s+"`).ReplaceAllString(source, "")
+	_, table, _ := strings.Cut(string(must(os.ReadFile("README.zh-CN.md"))), "英文提示")
+	rows := regexp.MustCompile("(?m)^\\| (`[^|]+`) \\| ").FindAllStringSubmatch(table[:strings.Index(table, "\n## ")], -1)
+	if len(rows) < 20 {
+		t.Errorf("got %d rows, want the table", len(rows))
+	}
+	for _, row := range rows {
+		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[1], -1) {
+			for phrase := range strings.SplitSeq(m[1], "…") {
+				if !strings.Contains(source, strings.TrimSpace(phrase)) {
+					t.Errorf("the program has no message with %q", phrase)
+				}
+			}
 		}
 	}
 }
