@@ -268,8 +268,11 @@ func isProxy(value string) bool {
 	if err != nil || u.Scheme == "" || u.Host == "" {
 		u, err = url.Parse("http://" + value)
 	}
-	return err == nil && u.Hostname() != "" && !strings.HasSuffix(u.Host, ":") &&
-		slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)
+	if err != nil || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") {
+		return false
+	}
+	_, err = strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
+	return err == nil && slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)
 }
 
 func (s *settings) baseURLs() (urls []*url.URL) {

@@ -132,6 +132,7 @@ func TestBadSettings(t *testing.T) {
 		{name: "lone %", env: set("HTTPS_PROXY", "http://u:hunter2%@x:80"), line: "HTTPS_PROXY is not the URL of a proxy: write http://host:port " +
 			"or socks5://host:port, and %25 for % in a password"},
 		{name: "bad port of a proxy", env: set("HTTPS_PROXY", ":7890x"), line: "HTTPS_PROXY is not the URL of a proxy"},
+		{name: "port of a proxy too high", env: set("HTTPS_PROXY", "hunter2:70000"), line: "HTTPS_PROXY is not the URL of a proxy"},
 		{name: "proxy without host", env: set("https_proxy", "http:/hunter2"), line: "https_proxy is not the URL of a proxy"},
 		{name: "proxy of another kind", env: set("HTTPS_PROXY", "socks4://hunter2:1"), line: "HTTPS_PROXY is not the URL of a proxy"},
 		{name: "proxy for HTTP", env: credentials("WX_BASE_URL", "http://192.0.2.1", "HTTP_PROXY", "socks://hunter2:1"),
