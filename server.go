@@ -40,7 +40,7 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 		defer fake.Close()
 		h.sandbox, baseURLs = fake.Handler, append(baseURLs, url)
 		logger.Warn("this is a sandbox: a fake WeChat answers, and the openids are made up")
-		fmt.Fprintln(stdout, curlLine(l.tls != nil, l.Addr()))
+		fmt.Fprintln(stdout, curlLine(l.tls != nil, l.Addr().String()))
 	}
 	h.wechat = newClient(c, baseURLs, logger)
 	server := newServer(c, h, l, logger)
@@ -66,16 +66,12 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 }
 
 // curlLine is a command for sh and cmd.exe that gets an openid from the sandbox at addr.
-func curlLine(https bool, addr net.Addr) string {
-	host, port, _ := net.SplitHostPort(addr.String())
-	if net.ParseIP(host).IsUnspecified() {
-		host = "localhost"
-	}
-	curl, scheme := "curl", "http"
+func curlLine(https bool, addr string) string {
+	addr = strings.Replace(strings.Replace(addr, "[::]:", "localhost:", 1), "0.0.0.0:", "localhost:", 1)
 	if https {
-		curl, scheme = "curl -k", "https"
+		return fmt.Sprintf(`curl -k -d "{\"code\":\"%s\"}" https://%s/openid`, mockCode, addr)
 	}
-	return fmt.Sprintf(`%s -d "{\"code\":\"%s\"}" %s://%s/openid`, curl, mockCode, scheme, net.JoinHostPort(host, port))
+	return fmt.Sprintf(`curl -d "{\"code\":\"%s\"}" http://%s/openid`, mockCode, addr)
 }
 
 func newServer(c config, h http.Handler, l *listener, logger *slog.Logger) *http.Server {
