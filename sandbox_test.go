@@ -185,7 +185,7 @@ func TestSandboxFromStartToStop(t *testing.T) {
 
 func TestCurlLine(t *testing.T) {
 	t.Parallel()
-	for addr, want := range map[string]string{"127.0.0.1:1": "127.0.0.1:1", "[::]:1": "localhost:1", "0.0.0.0:1": "localhost:1"} {
+	for addr, want := range map[string]string{"127.0.0.1:1": "127.0.0.1:1", "[::]:1": "localhost:1", "0.0.0.0:1": "localhost:1", "10.0.0.0:1": "10.0.0.0:1"} {
 		if got := curlLine(false, addr); !strings.HasSuffix(got, " http://"+want+"/openid") {
 			t.Errorf("got %s for %s, want %s in it", got, addr, want)
 		}

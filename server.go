@@ -67,7 +67,7 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 
 // curlLine is a command for sh and cmd.exe that gets an openid from the sandbox at addr.
 func curlLine(https bool, addr string) string {
-	addr = strings.Replace(strings.Replace(addr, "[::]:", "localhost:", 1), "0.0.0.0:", "localhost:", 1)
+	addr = regexp.MustCompile(`^(\[::\]|0\.0\.0\.0):`).ReplaceAllString(addr, "localhost:")
 	if https {
 		return fmt.Sprintf(`curl -k -d "{\"code\":\"%s\"}" https://%s/openid`, mockCode, addr)
 	}
