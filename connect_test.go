@@ -155,7 +155,8 @@ func TestNoConnection(t *testing.T) {
 		cause   string        // behind "the proxy …" where there is one
 	}{
 		{name: "refused", connect: refuses, cause: "wechat:443: connection refused" + direct},
-		{name: "unreachable", connect: fails(syscall.ENETUNREACH), cause: "wechat:443: network is unreachable" + direct},
+		{name: "unreachable", connect: fails(syscall.ENETUNREACH),
+			cause: "wechat:443: network is unreachable" + direct},
 		{name: "no answer", connect: silent, cause: "wechat:443: no answer in time" + direct},
 		{name: "no such host", connect: fails(&net.DNSError{Name: "wechat", Err: "no such host", IsNotFound: true}),
 			cause: "wechat: lookup wechat: no such host: check DNS, and the name in WX_BASE_URL"},
@@ -165,7 +166,8 @@ func TestNoConnection(t *testing.T) {
 		{name: "handshake without an answer", serve: untilClosed, cause: "wechat:443: no answer in time" + direct},
 		{name: "handshake that is broken off", serve: says(""), cause: "wechat:443: connection closed" + direct},
 		{name: "reset", connect: fails(syscall.ECONNRESET), cause: "wechat:443: connection closed" + direct},
-		{name: "no TLS", serve: says("HTTP/1.1 400 Bad\r\n\r\n"), cause: "wechat:443 speaks no TLS: check what WX_BASE_URL leads to"},
+		{name: "no TLS", serve: says("HTTP/1.1 400 Bad\r\n\r\n"),
+			cause: "wechat:443 speaks no TLS: check what WX_BASE_URL leads to"},
 
 		{name: "proxy gone", proxy: http, connect: refuses,
 			cause: "cannot be reached (connection refused): start it, or fix HTTPS_PROXY"},
@@ -187,8 +189,10 @@ func TestNoConnection(t *testing.T) {
 			cause: noConn + "(net/http: TLS handshake timeout)" + rule},
 		{name: "200 and no TLS", proxy: http, serve: says(ok, "HTTP/1.1 400 Bad\r\n\r\n"),
 			cause: noConn + "(tls: first record does not look like a TLS handshake)" + rule},
-		{name: "no HTTP", proxy: http, serve: says("SSH-2.0-TopSecret\r\n"), cause: "does not answer in http" + schemes},
-		{name: "no header", proxy: http, serve: says("HTTP/1.1 200 OK\r\nTopSecret\r\n\r\n"), cause: "does not answer in http" + schemes},
+		{name: "no HTTP", proxy: http, serve: says("SSH-2.0-TopSecret\r\n"),
+			cause: "does not answer in http" + schemes},
+		{name: "no header", proxy: http, serve: says("HTTP/1.1 200 OK\r\nTopSecret\r\n\r\n"),
+			cause: "does not answer in http" + schemes},
 
 		{name: "SOCKS password", proxy: socks, serve: says("\x05\xff"),
 			cause: "wants a password (no acceptable authentication methods): check user and password in HTTPS_PROXY"},
@@ -200,9 +204,12 @@ func TestNoConnection(t *testing.T) {
 		{name: "HTTP proxy asked in SOCKS", proxy: socks, serve: untilClosed, timeout: time.Second,
 			cause: "does not answer in socks5" + schemes},
 
-		{name: "HTTP proxy asked over TLS", proxy: https, serve: says("HTTP/1.1 400 Bad\r\n\r\n"), cause: "does not answer in https" + schemes},
-		{name: "HTTP proxy asked over TLS, silent", proxy: https, serve: untilClosed, cause: "does not answer in https" + schemes},
-		{name: "HTTP proxy asked over TLS, closed", proxy: https, serve: says(""), cause: "does not answer in https" + schemes},
+		{name: "HTTP proxy asked over TLS", proxy: https, serve: says("HTTP/1.1 400 Bad\r\n\r\n"),
+			cause: "does not answer in https" + schemes},
+		{name: "HTTP proxy asked over TLS, silent", proxy: https, serve: untilClosed,
+			cause: "does not answer in https" + schemes},
+		{name: "HTTP proxy asked over TLS, closed", proxy: https, serve: says(""),
+			cause: "does not answer in https" + schemes},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -178,10 +178,13 @@ func TestFailures(t *testing.T) {
 		cause      string // its beginning
 	}{
 		{errcode: 40029, status: 400, word: "invalid_code", cause: "the code is unknown: compare WX_APPID"},
-		{errcode: 40163, status: 400, word: "code_used", cause: "the code has been used: call wx.login for every request"},
+		{errcode: 40163, status: 400, word: "code_used",
+			cause: "the code has been used: call wx.login for every request"},
 		{errcode: 40226, status: 403, word: "user_blocked", cause: "WeChat considers the user high-risk"},
-		{errcode: 45011, status: 429, word: "rate_limited", retryAfter: "60", cause: "WeChat limits the calls of a minute"},
-		{errcode: 40013, status: 500, word: "misconfigured", cause: "WeChat does not know WX_APPID: copy the AppID again from"},
+		{errcode: 45011, status: 429, word: "rate_limited", retryAfter: "60",
+			cause: "WeChat limits the calls of a minute"},
+		{errcode: 40013, status: 500, word: "misconfigured",
+			cause: "WeChat does not know WX_APPID: copy the AppID again from"},
 		{errcode: 40125, status: 500, word: "misconfigured", cause: "the AppSecret does not belong to WX_APPID. mp.weixin.qq.com " +
 			"does not show an AppSecret again: if it is lost, reset it" + console + ", which ends the old one everywhere; after a " +
 			"change in WX_APPSECRET_FILE, restart"},
@@ -199,7 +202,8 @@ func TestFailures(t *testing.T) {
 		{errcode: 50002, status: 500, word: "misconfigured", cause: "the account of WX_APPID is restricted"},
 		{errcode: 61451, status: 502, word: "wechat_error", cause: "look it up at developers.weixin.qq.com"},
 		{errcode: -1, status: 503, word: "wechat_busy", retryAfter: "1", cause: "WeChat is busy"},
-		{errcode: 45009, status: 503, word: "quota_exceeded", cause: "the day's quota is used up. WeChat allows at most twice"},
+		{errcode: 45009, status: 503, word: "quota_exceeded",
+			cause: "the day's quota is used up. WeChat allows at most twice"},
 	}
 	for _, test := range tests {
 		t.Run(fmt.Sprint(test.errcode), func(t *testing.T) {
@@ -302,7 +306,8 @@ func TestRequestBody(t *testing.T) {
 		{name: "form", body: `code=x`, words: "form JSON"},
 		{name: "form by its type", body: `js_code=x&code=x`, contentType: form, words: "form JSON"},
 		{name: "form-data", body: "--x\r\n", contentType: "multipart/form-data; boundary=x", words: "form JSON"},
-		{name: "quotes lost in cmd.exe", body: `'{code:x}'`, contentType: form, words: "quotes were lost cmd.exe PowerShell"},
+		{name: "quotes lost in cmd.exe", body: `'{code:x}'`, contentType: form,
+			words: "quotes were lost cmd.exe PowerShell"},
 		{name: "quotes lost in cmd.exe, with a space", body: `'{code:`, contentType: form, words: "quotes cmd.exe"},
 		{name: "quotes lost in PowerShell", body: `{code:x}`, words: "quotes PowerShell"},
 		{name: "single quotes", body: `{'code':'x'}`, words: "single double"},
@@ -370,10 +375,12 @@ func TestTimeToArrive(t *testing.T) {
 		{name: "stalls", parts: []string{halfBody}, took: 15 * time.Second, want: "did not arrive"},
 		{name: "trickles", parts: append([]string{halfBody}, strings.Split(`{"code":" `, "")...), pause: 2 * time.Second,
 			took: 15 * time.Second, want: "did not arrive"},
-		{name: "is not read", parts: []string{strings.Replace(halfBody, "/openid", "/", 1)}, took: 15 * time.Second, want: "not_found"},
+		{name: "is not read", parts: []string{strings.Replace(halfBody, "/openid", "/", 1)}, took: 15 * time.Second,
+			want: "not_found"},
 		{name: "a time each", parts: []string{halfBody[:30], halfBody[30:], `{"cod":"xx"}`}, pause: 14 * time.Second,
 			took: 28 * time.Second, want: "no code"},
-		{name: "long exchange", parts: []string{halfBody + `{"code":"l"}`}, took: 30 * time.Second, want: `{"openid":"one"}`},
+		{name: "long exchange", parts: []string{halfBody + `{"code":"l"}`}, took: 30 * time.Second,
+			want: `{"openid":"one"}`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -404,8 +411,10 @@ func TestAppIDMismatch(t *testing.T) {
 		plugin              string // the header of plug-ins
 		word, message       string // and words in the message
 	}{
-		{name: "in the tools", referer: host + other + page, code: "x", word: "appid_mismatch", message: both + " project.config.json"},
-		{name: "on a phone", referer: host + other + "/27/page-frame.html", code: "x1", word: "appid_mismatch", message: both},
+		{name: "in the tools", referer: host + other + page, code: "x", word: "appid_mismatch",
+			message: both + " project.config.json"},
+		{name: "on a phone", referer: host + other + "/27/page-frame.html", code: "x1", word: "appid_mismatch",
+			message: both},
 		{name: "tourist mode", referer: host + "touristappid" + page, code: mockCode, word: "appid_mismatch",
 			message: "tourist " + testAppID + " -sandbox"},
 		{name: "mock code", code: mockCode, word: "invalid_code", message: "tourist -sandbox"},
@@ -413,7 +422,8 @@ func TestAppIDMismatch(t *testing.T) {
 		{name: "the same AppID", referer: host + testAppID + page, code: "x1", word: "invalid_code"},
 		{name: "AppID that holds the code", referer: host + other + page, code: "wxfedcba98", word: "invalid_code"},
 		{name: "no Referer", code: "x1", word: "invalid_code"},
-		{name: "host that begins so", referer: "https://servicewechat.com.example/" + other + page, code: "x1", word: "invalid_code"},
+		{name: "host that begins so", referer: "https://servicewechat.com.example/" + other + page, code: "x1",
+			word: "invalid_code"},
 		{name: "host that ends so", referer: "https://x/?" + host + other + page, code: "x1", word: "invalid_code"},
 		{name: "another page", referer: host + other + "/27/", code: "x1", word: "invalid_code"},
 		{name: "plug-in", referer: host + other + page, plugin: "{}", code: "x1", word: "invalid_code"},
@@ -469,11 +479,14 @@ func TestPaths(t *testing.T) {
 	}{
 		{line: "POST /openid?code=x", path: "/openid", status: 400, word: "invalid_request", words: "no body"},
 		{line: "POST /%6fpenid", path: "/openid", status: 400, word: "invalid_request", words: "no body"},
-		{line: "GET /openid", path: "/openid", status: 405, word: "method_not_allowed", allow: "POST", words: "POST wx.request"},
-		{line: "OPTIONS /openid", path: "/openid", status: 405, word: "method_not_allowed", allow: "POST", words: "POST"},
+		{line: "GET /openid", path: "/openid", status: 405, word: "method_not_allowed", allow: "POST",
+			words: "POST wx.request"},
+		{line: "OPTIONS /openid", path: "/openid", status: 405, word: "method_not_allowed", allow: "POST",
+			words: "POST"},
 		{line: "GET /healthz", status: 200, words: `{"status":"ok"}` + "\n"},
 		{line: "HEAD /healthz", status: 200},
-		{line: "POST /healthz", path: "/healthz", status: 405, word: "method_not_allowed", allow: "GET, HEAD", words: "GET HEAD"},
+		{line: "POST /healthz", path: "/healthz", status: 405, word: "method_not_allowed", allow: "GET, HEAD",
+			words: "GET HEAD"},
 		{line: "GET /", path: "/", status: 404, word: "not_found", words: "/openid /healthz"},
 		{line: "POST //openid", path: "//openid", status: 404, word: "not_found"},
 		{line: "POST /openid/", path: "/openid/", status: 404, word: "not_found"},

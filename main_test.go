@@ -249,13 +249,17 @@ func TestCheck(t *testing.T) {
 		stdout string
 		stderr string // its last line; the warnings come before
 	}{
-		{name: "code unknown", wechat: refuse(40029), stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
-		{name: "code used", wechat: refuse(40163), stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
-		{name: "sandbox", wechat: newSandbox().ServeHTTP, stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
+		{name: "code unknown", wechat: refuse(40029),
+			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
+		{name: "code used", wechat: refuse(40163),
+			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
+		{name: "sandbox", wechat: newSandbox().ServeHTTP,
+			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
 		{name: "busy", wechat: refuse(-1), code: 1, stderr: "errcode -1: WeChat is busy: try again in a moment."},
 		{name: "frequency", wechat: refuse(45011), more: map[string]string{"WX_APPSECRET": "odd"}, code: 1,
 			stderr: "errcode 45011: WeChat limits the calls of a minute: try again in a minute."},
-		{name: "an openid", wechat: say(`{"openid":"o"}`), code: 1, stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL."},
+		{name: "an openid", wechat: say(`{"openid":"o"}`), code: 1,
+			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL."},
 		{name: "no connection", code: 1,
 			stderr: "127.0.0.1:1: connection refused: check the firewall, or set HTTP_PROXY if this network needs a proxy."},
 		{name: "no certificate", wechat: refuse(40029), more: map[string]string{"TLS_CERT": key, "TLS_KEY": cert}, code: 1,

@@ -94,12 +94,15 @@ func TestStartFails(t *testing.T) {
 		words string
 	}{
 		{name: "port in use", env: credentials("ADDR", busy.Addr().String()), words: "ADDR in use another ADDR"},
-		{name: "address of another machine", env: credentials("ADDR", "192.0.2.1:2020"), words: "ADDR cannot assign another ADDR address of this machine"},
-		{name: "no such host", env: credentials("ADDR", "wxopenid.invalid:2020"), words: "ADDR wxopenid.invalid another ADDR"},
+		{name: "address of another machine", env: credentials("ADDR", "192.0.2.1:2020"),
+			words: "ADDR cannot assign another ADDR address of this machine"},
+		{name: "no such host", env: credentials("ADDR", "wxopenid.invalid:2020"),
+			words: "ADDR wxopenid.invalid another ADDR"},
 		{name: "no certificate", env: credentials("TLS_CERT", cert+"0", "TLS_KEY", key), words: "TLS_CERT read PEM"},
 		{name: "no key", env: credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), words: "TLS_KEY read PEM"},
 		{name: "key for certificate", env: credentials("TLS_CERT", key, "TLS_KEY", key), words: "TLS_CERT certificate"},
-		{name: "key of another certificate", env: credentials("TLS_CERT", cert, "TLS_KEY", otherKey), words: "TLS_KEY match"},
+		{name: "key of another certificate", env: credentials("TLS_CERT", cert, "TLS_KEY", otherKey),
+			words: "TLS_KEY match"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -191,7 +194,8 @@ func TestStop(t *testing.T) {
 		{name: "unused", sent: "-", timeout: time.Minute, took: 7 * time.Second}, // net/http waits 5 s for its first request
 		{name: "kept", sent: getHealthz, timeout: time.Minute, took: 2 * time.Second},
 		{name: "request under way", sent: halfBody, timeout: 10 * time.Second, took: 16 * time.Second},
-		{name: "request under way beyond the limit", sent: halfBody, timeout: 8 * time.Second, took: 14 * time.Second, cut: true},
+		{name: "request under way beyond the limit", sent: halfBody, timeout: 8 * time.Second, took: 14 * time.Second,
+			cut: true},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -453,18 +457,23 @@ func TestCertificate(t *testing.T) {
 		}{
 			{name: "as it was", change: func() {}, want: first},
 			{name: "renewed", change: func() { root.write(t, dir, second, root.cert) }, want: second},
-			{name: "broken", change: func() { writeFile(t, keyFile, "broken") }, want: second, logged: "ERROR stays in use"},
+			{name: "broken", change: func() { writeFile(t, keyFile, "broken") }, want: second,
+				logged: "ERROR stays in use"},
 			{name: "still broken", change: func() {}, want: second},
 			{name: "repaired", change: func() { root.write(t, dir, third, root.cert) }, want: third},
-			{name: "broken again", change: func() { writeFile(t, keyFile, "broken") }, want: third, logged: "ERROR stays in use"},
-			{name: "without its intermediate", change: func() { root.write(t, dir, lone) }, want: lone, logged: "WARN intermediate"},
-			{name: "expired", change: func() { root.write(t, dir, expired, root.cert) }, want: expired, logged: "WARN expired"},
+			{name: "broken again", change: func() { writeFile(t, keyFile, "broken") }, want: third,
+				logged: "ERROR stays in use"},
+			{name: "without its intermediate", change: func() { root.write(t, dir, lone) }, want: lone,
+				logged: "WARN intermediate"},
+			{name: "expired", change: func() { root.write(t, dir, expired, root.cert) }, want: expired,
+				logged: "WARN expired"},
 			{name: "self-signed", change: func() { root.write(t, dir, root.cert) }, want: root.cert},
 			{name: "short life", change: func() { root.write(t, dir, short, root.cert) }, want: short},
 			{name: "less than seven days to go", change: func() { root.write(t, dir, soon, root.cert) }, want: soon,
 				logged: "WARN expires on 2000-01-01 02:00:00 UTC: renew it"},
 			{name: "half an hour later", change: func() { time.Sleep(time.Hour / 2) }, want: soon},
-			{name: "when they are over", change: func() { time.Sleep(2 * time.Hour) }, want: soon, logged: "WARN expired on"},
+			{name: "when they are over", change: func() { time.Sleep(2 * time.Hour) }, want: soon,
+				logged: "WARN expired on"},
 			{name: "and later", change: func() { time.Sleep(time.Hour) }, want: soon},
 			{name: "gone", change: func() { root.write(t, dir, root.cert); time.Sleep(10 * time.Second); os.Remove(keyFile) }, want: root.cert,
 				logged: "ERROR stays in use"},
