@@ -129,9 +129,9 @@ func TestNoConnection(t *testing.T) {
 	t.Parallel()
 	const (
 		ok      = "HTTP/1.1 200 OK\r\n\r\n"
-		http    = "http://u:TopSecret@proxy:1"
+		plain   = "http://u:TopSecret@proxy:1"
 		socks   = "socks5://proxy:1"
-		https   = "https://proxy:1"
+		secure  = "https://proxy:1"
 		direct  = ": check the firewall, or set HTTPS_PROXY if this network needs a proxy"
 		dns     = "wechat: the name lookup failed or took too long: check DNS, and the name in WX_BASE_URL"
 		rule    = ": look in its log for a rule against the host, or a dead node"
@@ -169,29 +169,29 @@ func TestNoConnection(t *testing.T) {
 		{name: "no TLS", serve: says("HTTP/1.1 400 Bad\r\n\r\n"),
 			cause: "wechat:443 speaks no TLS: check what WX_BASE_URL leads to"},
 
-		{name: "proxy gone", proxy: http, connect: refuses,
+		{name: "proxy gone", proxy: plain, connect: refuses,
 			cause: "cannot be reached (connection refused): start it, or fix HTTPS_PROXY"},
-		{name: "proxy without address", proxy: http, connect: lookup, timeout: time.Second,
+		{name: "proxy without address", proxy: plain, connect: lookup, timeout: time.Second,
 			cause: "cannot be reached (the name lookup failed or took too long): start it, or fix HTTPS_PROXY"},
-		{name: "407", proxy: http, serve: status("407 X"),
+		{name: "407", proxy: plain, serve: status("407 X"),
 			cause: "wants a password (status 407): check user and password in HTTPS_PROXY"},
-		{name: "401", proxy: http, serve: status("401 X"),
+		{name: "401", proxy: plain, serve: status("401 X"),
 			cause: "wants a password (status 401): check user and password in HTTPS_PROXY"},
-		{name: "403", proxy: http, serve: status("403 Access violation"),
+		{name: "403", proxy: plain, serve: status("403 Access violation"),
 			cause: "refuses wechat:443 (status 403): allow that host and port there"},
-		{name: "503", proxy: http, serve: status("503 X"),
+		{name: "503", proxy: plain, serve: status("503 X"),
 			cause: "cannot reach wechat:443 (status 503): check its network, or its node"},
-		{name: "silent to CONNECT", proxy: http, serve: untilClosed, timeout: time.Second,
+		{name: "silent to CONNECT", proxy: plain, serve: untilClosed, timeout: time.Second,
 			cause: noConn + "(no answer in time)" + rule},
-		{name: "closed", proxy: http, serve: says(""), cause: noConn + "(connection closed)" + rule},
-		{name: "200 and closed", proxy: http, serve: says(ok, ""), cause: noConn + "(connection closed)" + rule},
-		{name: "200 and silent", proxy: http, serve: func(conn net.Conn) { says(ok)(conn); untilClosed(conn) },
+		{name: "closed", proxy: plain, serve: says(""), cause: noConn + "(connection closed)" + rule},
+		{name: "200 and closed", proxy: plain, serve: says(ok, ""), cause: noConn + "(connection closed)" + rule},
+		{name: "200 and silent", proxy: plain, serve: func(conn net.Conn) { says(ok)(conn); untilClosed(conn) },
 			cause: noConn + "(net/http: TLS handshake timeout)" + rule},
-		{name: "200 and no TLS", proxy: http, serve: says(ok, "HTTP/1.1 400 Bad\r\n\r\n"),
+		{name: "200 and no TLS", proxy: plain, serve: says(ok, "HTTP/1.1 400 Bad\r\n\r\n"),
 			cause: noConn + "(tls: first record does not look like a TLS handshake)" + rule},
-		{name: "no HTTP", proxy: http, serve: says("SSH-2.0-TopSecret\r\n"),
+		{name: "no HTTP", proxy: plain, serve: says("SSH-2.0-TopSecret\r\n"),
 			cause: "does not answer in http" + schemes},
-		{name: "no header", proxy: http, serve: says("HTTP/1.1 200 OK\r\nTopSecret\r\n\r\n"),
+		{name: "no header", proxy: plain, serve: says("HTTP/1.1 200 OK\r\nTopSecret\r\n\r\n"),
 			cause: "does not answer in http" + schemes},
 
 		{name: "SOCKS password", proxy: socks, serve: says("\x05\xff"),
@@ -204,11 +204,11 @@ func TestNoConnection(t *testing.T) {
 		{name: "HTTP proxy asked in SOCKS", proxy: socks, serve: untilClosed, timeout: time.Second,
 			cause: "does not answer in socks5" + schemes},
 
-		{name: "HTTP proxy asked over TLS", proxy: https, serve: says("HTTP/1.1 400 Bad\r\n\r\n"),
+		{name: "HTTP proxy asked over TLS", proxy: secure, serve: says("HTTP/1.1 400 Bad\r\n\r\n"),
 			cause: "does not answer in https" + schemes},
-		{name: "HTTP proxy asked over TLS, silent", proxy: https, serve: untilClosed,
+		{name: "HTTP proxy asked over TLS, silent", proxy: secure, serve: untilClosed,
 			cause: "does not answer in https" + schemes},
-		{name: "HTTP proxy asked over TLS, closed", proxy: https, serve: says(""),
+		{name: "HTTP proxy asked over TLS, closed", proxy: secure, serve: says(""),
 			cause: "does not answer in https" + schemes},
 	}
 	for _, test := range tests {
@@ -261,17 +261,17 @@ func TestCertificateOfWeChat(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			var certificate tls.Certificate
+			var pair tls.Certificate
 			wechat := newFake(up, func(conn net.Conn) {
 				if test.proxy != nil {
 					says("HTTP/1.1 200 OK\r\n\r\n")(conn)
 				}
-				says(httpReply(`{"openid":"one"}`))(tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{certificate}}))
+				says(httpReply(`{"openid":"one"}`))(tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{pair}}))
 			})
 			inBubble(t, 20*time.Second, "https://"+test.host+" http://two", func(t *testing.T, s *service) {
 				ca, roots, now := newAuthority(t), x509.NewCertPool(), time.Now()
 				leaf := ca.sign(t, &x509.Certificate{NotBefore: now.Add(test.from), NotAfter: now.Add(test.to)})
-				certificate = tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: ca.key}
+				pair = tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: ca.key}
 				if !test.unknown {
 					roots.AddCert(ca.cert)
 				}

@@ -268,14 +268,14 @@ func TestNothingLeaksFromTheProgram(t *testing.T) {
 	t.Parallel()
 	proxy := newWeChat(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(403) })
 	bases := []string{"https://one.invalid", "https://two.invalid"} // by the proxy, unlike loopback addresses
-	answers := map[string]func(net.Conn){leakCode + "out of turn": writes(whole + leaks), leakCode + "and HTTP": writes(whole + whole)}
+	does := map[string]func(net.Conn){leakCode + "out of turn": writes(whole + leaks), leakCode + "and HTTP": writes(whole + whole)}
 	for _, f := range slices.Concat(breaking, nonsense) {
-		answers[leakCode+f.name] = f.answer
+		does[leakCode+f.name] = f.answer
 	}
-	wechat := newWeChat(t, hijacked(func(conn net.Conn, r *http.Request) { answers[r.FormValue("js_code")](conn) }))
+	wechat := newWeChat(t, hijacked(func(conn net.Conn, r *http.Request) { does[r.FormValue("js_code")](conn) }))
 	p := startProcess(t, credentials("WX_APPSECRET", leakSecret, "WX_BASE_URL", strings.Join(append(bases, wechat), ","),
 		"HTTPS_PROXY", "http://u:"+leakKey[:12]+"@"+strings.TrimPrefix(proxy, "http://")), "")
-	for code := range answers {
+	for code := range does {
 		referer := "https://servicewechat.com/wx1/1/page-frame.html?" + url.QueryEscape(code)
 		got := post(t, p.url+"/openid", string(must(json.Marshal(map[string]string{"code": code}))), "Referer", referer)
 		checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
@@ -285,8 +285,8 @@ func TestNothingLeaksFromTheProgram(t *testing.T) {
 	}
 	log := p.log.String()
 	checkNoLeak(t, "output", log+p.out.String())
-	if got := strings.Count(log, `"msg":"request"`); got != len(answers) || strings.Count(log, "out of reach") != len(bases) {
-		t.Errorf("got %d requests in the log, want %d, and each base URL out of reach once:\n%s", got, len(answers), log)
+	if got := strings.Count(log, `"msg":"request"`); got != len(does) || strings.Count(log, "out of reach") != len(bases) {
+		t.Errorf("got %d requests in the log, want %d, and each base URL out of reach once:\n%s", got, len(does), log)
 	}
 }
 
