@@ -50,8 +50,8 @@ var errcodes = map[int64]struct{ word, remedy string }{
 	40125: {word: "misconfigured", remedy: "the AppSecret does not belong to WX_APPID. mp.weixin.qq.com does " +
 		"not show an AppSecret again: if it is lost, reset it at " + console + ", which ends the old one everywhere; " +
 		"after a change in WX_APPSECRET_FILE, restart"},
-	40164: {word: "misconfigured", remedy: "add the address that WeChat saw to IP白名单 (the allowlist) at " + console +
-		", or its range if it changes from one login to the next; that takes minutes"},
+	40164: {word: "misconfigured", remedy: "add the address that WeChat saw to IP白名单 (the allowlist) at " +
+		console + ", or its range if it changes from one login to the next; that takes minutes"},
 	40243: {word: "misconfigured", remedy: "the AppSecret is frozen: unfreeze it at " + console +
 		"; that takes ten minutes"},
 	41002: {word: "misconfigured", remedy: "no AppID arrived, so " + changed},
@@ -60,8 +60,8 @@ var errcodes = map[int64]struct{ word, remedy string }{
 	40002: {word: "misconfigured", remedy: "another grant_type arrived, so " + changed},
 	43003: {word: "misconfigured", remedy: badURL},
 	40066: {word: "misconfigured", remedy: badURL},
-	48001: {word: "misconfigured", remedy: "the account of WX_APPID may not use this API: see " + apiRights},
-	50002: {word: "misconfigured", remedy: "the account of WX_APPID is restricted: read 通知中心 at mp.weixin.qq.com"},
+	48001: {word: "misconfigured", remedy: "WX_APPID's account may not use this API: see " + apiRights},
+	50002: {word: "misconfigured", remedy: "WX_APPID's account is restricted: read 通知中心 at mp.weixin.qq.com"},
 	-1:    {word: "wechat_busy", remedy: "WeChat is busy: try again in a moment"},
 	45009: {word: "quota_exceeded", remedy: "the day's quota is used up. WeChat allows at most twice as many logins " +
 		"a day as page views: keep a session instead of logging in at every start"},
