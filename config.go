@@ -123,8 +123,8 @@ func flaw(value string) string {
 	case strings.ContainsFunc(value, unicode.IsSpace):
 		return "holds white space, a space or a line break: remove it"
 	case strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII || unicode.IsControl(r) }):
-		return "is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) " +
-			"by : and ,"
+		return "is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation " +
+			"(：，) by : and ,"
 	}
 	return ""
 }
