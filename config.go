@@ -57,7 +57,7 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 		tlsKey:      s.path("TLS_KEY"),
 		sandbox:     sandbox,
 	}
-	if (getenv("TLS_CERT") == "") != (getenv("TLS_KEY") == "") {
+	if c.tlsCert != "" && getenv("TLS_KEY") == "" || c.tlsKey != "" && getenv("TLS_CERT") == "" {
 		s.bad("TLS_CERT", "and TLS_KEY belong together: set both to serve HTTPS, or neither")
 	}
 	if sandbox {
@@ -221,6 +221,8 @@ func (s *settings) count(name string, unset int) int {
 	return n
 }
 
+var defaultPorts = map[string]string{"http": "80", "https": "443"}
+
 // setName returns name, or name in lower case where that one is set, as variables of proxies may be.
 func setName(getenv func(string) string, name string) string {
 	if lower := strings.ToLower(name); getenv(name) == "" && getenv(lower) != "" {
@@ -238,7 +240,7 @@ func (s *settings) checkProxies(bases []*url.URL) {
 	var names []string
 	for _, u := range bases {
 		name := setName(s.getenv, strings.ToUpper(u.Scheme)+"_PROXY")
-		if isLoopback(u.Hostname()) || s.noProxy(u.Hostname()) || slices.Contains(names, name) {
+		if isLoopback(u.Hostname()) || s.noProxy(u) || slices.Contains(names, name) {
 			continue
 		}
 		names = append(names, name)
@@ -251,11 +253,14 @@ func (s *settings) checkProxies(bases []*url.URL) {
 
 func isLoopback(host string) bool { return host == "localhost" || net.ParseIP(host).IsLoopback() }
 
-// noProxy reports whether NO_PROXY names host.
-func (s *settings) noProxy(host string) bool {
-	for item := range strings.SplitSeq(s.getenv(setName(s.getenv, "NO_PROXY")), ",") {
-		domain := strings.TrimLeft(strings.TrimSpace(item), "*.")
-		if strings.TrimSpace(item) == "*" || domain != "" && strings.HasSuffix("."+host, "."+domain) {
+// noProxy reports whether NO_PROXY names the host of u: itself, or with the domains above it. (Ranges of addresses,
+// which net/http knows as well, are not looked at.)
+func (s *settings) noProxy(u *url.URL) bool {
+	for item := range strings.SplitSeq(strings.ToLower(s.getenv(setName(s.getenv, "NO_PROXY"))), ",") {
+		domain, port, _ := strings.Cut(strings.TrimSpace(item), ":")
+		above := "." + strings.TrimPrefix(strings.TrimPrefix(domain, "*"), ".")
+		names := domain == u.Hostname() || above != "." && strings.HasSuffix(u.Hostname(), above)
+		if domain == "*" || names && (port == "" || port == cmp.Or(u.Port(), defaultPorts[u.Scheme])) {
 			return true
 		}
 	}

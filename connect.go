@@ -33,7 +33,7 @@ type base struct {
 
 // newBase returns the base URL u. TCP with DNS, and TLS, may each take step.
 func newBase(u *url.URL, step time.Duration, maxConns int) *base {
-	port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+	port := cmp.Or(u.Port(), defaultPorts[u.Scheme])
 	b := &base{url: *u.JoinPath("/").JoinPath(wechatPath), target: net.JoinHostPort(u.Hostname(), port)}
 	b.proxy, _ = http.ProxyFromEnvironment(&http.Request{URL: &b.url})
 	b.handshakes = make(chan struct{}, 8) // a slow core would finish none of hundreds
@@ -116,7 +116,7 @@ func (b *base) proxyFailed(err error, variable string) string {
 	case strings.Contains(text, "dial "):
 		return " cannot be reached" + what + "start it, or fix " + variable
 	case scheme == "https" && strings.HasPrefix(text, "proxyconnect"),
-		scheme != "http" && said == silence, strings.Contains(text, "malformed"):
+		scheme != "http" && said == silence, strings.Contains(text, "malformed"), strings.Contains(text, "protocol version"):
 		return " does not answer in " + scheme + ": write http:// in " + variable + ", or socks5:// for a SOCKS port"
 	case status == 407 || status == 401 || socks && strings.Contains(text, "authentication"):
 		return " wants a password" + what + "check user and password in " + variable

@@ -200,6 +200,8 @@ func TestNoConnection(t *testing.T) {
 			cause: "refuses wechat:443 (unknown error connection not allowed by ruleset): allow that host and port there"},
 		{name: "SOCKS refused", proxy: socks, serve: reply("\x05"),
 			cause: "cannot reach wechat:443 (unknown error connection refused): check its network, or its node"},
+		{name: "HTTP proxy that answers SOCKS", proxy: socks, serve: says("HTTP/1.1 400 Bad\r\n\r\n"),
+			cause: "does not answer in socks5" + schemes},
 		{name: "SOCKS closed", proxy: socks, serve: says(""), cause: noConn + "(connection closed)" + rule},
 		{name: "HTTP proxy asked in SOCKS", proxy: socks, serve: untilClosed, timeout: time.Second,
 			cause: "does not answer in socks5" + schemes},

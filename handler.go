@@ -200,6 +200,7 @@ var lostQuotes = regexp.MustCompile(`^('|\{\s*[^"}\s])`) // what Windows shells 
 func notJSON(body []byte, contentType string) string {
 	text := bytes.TrimSpace(body)
 	begins := func(prefix string) bool { return bytes.HasPrefix(body, []byte(prefix)) }
+	contentType = strings.ToLower(contentType)
 	multipart := strings.Contains(contentType, "multipart")
 	form := multipart || strings.Contains(contentType, "form") && bytes.Contains(text, []byte("="))
 	switch {

@@ -305,7 +305,7 @@ func TestRequestBody(t *testing.T) {
 		{name: "empty", body: ``, contentType: form, words: "no body"},
 		{name: "form", body: `code=x`, words: "form JSON"},
 		{name: "form by its type", body: `js_code=x&code=x`, contentType: form, words: "form JSON"},
-		{name: "form-data", body: "--x\r\n", contentType: "multipart/form-data; boundary=x", words: "form JSON"},
+		{name: "form-data", body: "--x\r\n", contentType: "Multipart/Form-Data; boundary=x", words: "form JSON"},
 		{name: "quotes lost in cmd.exe", body: `'{code:x}'`, contentType: form,
 			words: "quotes were lost cmd.exe PowerShell"},
 		{name: "quotes lost in cmd.exe, with a space", body: `'{code:`, contentType: form, words: "quotes cmd.exe"},

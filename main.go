@@ -38,7 +38,7 @@ func main() {
 // run is the program, until ctx is done. It returns the exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("wxopenid", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags.SetOutput(io.Discard) // it would print values
 	sandbox := flags.Bool("sandbox", false, "run against an embedded fake WeChat, without AppID and AppSecret")
 	checking := flags.Bool("check", false, "ask WeChat whether it accepts the AppID and AppSecret, and exit")
 	probing := flags.Bool("healthy", false, "ask the service that runs here with the same ADDR and TLS_CERT\n"+
@@ -70,7 +70,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return 2
 	}
 	// A log that nobody reads blocks who writes to it, but may not block the end.
-	code, limit := make(chan int, 2), c.timeout+stopTimeout+lastRequests
+	code, limit := make(chan int, 2), c.timeout+stopLimit
 	context.AfterFunc(ctx, func() { time.AfterFunc(limit, func() { code <- 1 }) })
 	go func() { code <- start(ctx, c, *checking, stdout, stderr) }()
 	return <-code

@@ -205,7 +205,8 @@ func TestFlags(t *testing.T) {
 	}{
 		{args: "-version", stdout: "wxopenid " + runtime.Version()},
 		{args: "-h", stdout: help},
-		{args: "-sandbx", code: 2, stderr: "-sandbx -h"},
+		{args: "-sandbx", code: 2, stderr: "-sandbox -h"},
+		{args: "-check=hunter2", code: 2, stderr: "-sandbox -h"},
 		{args: "sandbox", code: 2, stderr: "-sandbox"},
 		{args: "hunter2", code: 2, stderr: "no other word. environment variables"},
 		{args: "-sandbox -check", code: 2, stderr: "one flag, such as"},

@@ -19,13 +19,14 @@ import (
 )
 
 const (
-	headerTimeout = 15 * time.Second // for the header of a request to arrive; its body has bodyTimeout
-	answerTimeout = 5 * time.Second  // for the answer to leave, after body and exchange
-	keepAlive     = 65 * time.Minute // for the next request on a connection; Envoy keeps one for 60
-	maxHeader     = 4 << 10          // bytes; net/http allows 4 KiB more
-	lastRequests  = time.Second      // for requests on kept connections, while stopping
-	stopTimeout   = 5 * time.Second  // beyond WX_TIMEOUT, for requests under way to end
-	certInterval  = 5 * time.Second  // between two looks at the certificate's files
+	headerTimeout = 15 * time.Second    // for the header of a request to arrive; its body has bodyTimeout
+	answerTimeout = 5 * time.Second     // for the answer to leave, after body and exchange
+	keepAlive     = 65 * time.Minute    // for the next request on a connection; Envoy keeps one for 60
+	maxHeader     = 4 << 10             // bytes; net/http allows 4 KiB more
+	lastRequests  = time.Second         // for requests on kept connections, while stopping
+	stopTimeout   = 9 * time.Second / 2 // beyond WX_TIMEOUT and lastRequests, for requests under way to end
+	stopLimit     = 6 * time.Second     // beyond WX_TIMEOUT, for the program to end, whatever becomes of its log
+	certInterval  = 5 * time.Second     // between two looks at the certificate's files
 )
 
 // serve answers until ctx is done, and the requests then under way have ended.

@@ -313,6 +313,17 @@ func untilRefused(p *program) {
 	}
 }
 
+// TestStopCutsOff has the program say so before its limit, as half a body never becomes a whole one.
+func TestStopCutsOff(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, map[string]string{"WX_TIMEOUT": "10ms"}, "-sandbox")
+	sendRaw(t, p, halfBody+"{")
+	runToEnd(t, 0, map[string]string{"ADDR": p.addr}, "-healthy") // in its turn, and so after that
+	if code := p.stop(); code != 1 || !strings.Contains(p.log.String(), "have been cut off") {
+		t.Errorf("got exit code %d and log\n%s\nwant 1 and what was cut off", code, p.log)
+	}
+}
+
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, nil, "-sandbox")
