@@ -27,7 +27,7 @@ func TestSettings(t *testing.T) {
 		{name: "AppSecret in a file", env: credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", secretFile),
 			differs: nothing},
 		{name: "odd AppSecret", env: credentials("WX_APPSECRET", `a"b'&=+%#?`),
-			differs: func(c *config) { c.appSecret = `a"b'&=+%#?` }},
+			differs: func(c *config) { c.appSecrets = []string{`a"b'&=+%#?`} }},
 		{name: "IPv6", env: credentials("ADDR", "[::1]:65535"), differs: func(c *config) { c.addr = "[::1]:65535" }},
 		{name: "timeout", env: credentials("WX_TIMEOUT", "1m30s"),
 			differs: func(c *config) { c.timeout = 90 * time.Second }},
@@ -50,10 +50,10 @@ func TestSettings(t *testing.T) {
 			if urls := fmt.Sprint(got.baseURLs); urls != test.urls {
 				t.Errorf("got base URLs %s, want %s", urls, test.urls)
 			}
-			want := config{appID: testAppID, appSecret: testSecret, addr: ":2020", timeout: 5 * time.Second, maxInflight: 1024,
-				maxConns: 10_000}
+			want := config{appIDs: []string{testAppID}, appSecrets: []string{testSecret}, addr: ":2020", timeout: 5 * time.Second,
+				maxInflight: 1024, maxConns: 10_000}
 			test.differs(&want)
-			got.baseURLs, got.warnings = nil, nil // TestWarnings has the warnings
+			got.baseURLs, got.warnings, got.fromFile = nil, nil, nil // TestWarnings has the warnings
 			if fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Errorf("got %+v, want %+v", got, want)
 			}
@@ -66,7 +66,7 @@ func TestSandboxMakesUpCredentials(t *testing.T) {
 	none := func(string) string { return "" }
 	one, err := loadConfig(none, true)
 	other, _ := loadConfig(none, true)
-	if err != nil || one.appID == "" || one.appSecret == "" || one.appSecret == other.appSecret || len(one.warnings) > 0 {
+	if err != nil || len(one.appIDs) != 1 || len(one.appSecrets) != 1 || one.appSecrets[0] == other.appSecrets[0] || len(one.warnings) > 0 {
 		t.Errorf("got %+v, then %+v, error %v, want an AppID and an AppSecret of its own each time", one, other, err)
 	}
 }

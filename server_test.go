@@ -425,7 +425,9 @@ func TestSilentConnectionToHTTPS(t *testing.T) {
 	cert, key := newPair(t)
 	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
 	sendRaw(t, p, "").Close()
-	reset(sendRaw(t, p, ""))
+	reset := sendRaw(t, p, "")
+	reset.SetLinger(0)
+	reset.Close()
 	sendRaw(t, p, "").CloseWrite()
 	runToEnd(t, 0, map[string]string{"ADDR": p.addr, "TLS_CERT": cert}, "-healthy") // in its turn, and so after those
 	p.stop()
