@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/rand"
 	"errors"
@@ -120,13 +121,13 @@ func newSettings(getenv func(string) string) *settings {
 		return s
 	}
 	content, err := os.ReadFile(dotEnv)
-	switch pathErr, _ := errors.AsType[*fs.PathError](err); {
+	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		_, err := os.Stat(dotEnv + ".txt")
 		s.renamed = err == nil
 	case err != nil:
-		s.bad(dotEnv, fmt.Sprintf("cannot be read (%v): let this user read it, or move it away", pathErr.Err))
-	case isUTF16(string(content)):
+		s.bad(dotEnv, fmt.Sprintf("cannot be read (%v): let this user read it, or move it away", plain(err)))
+	case bytes.Contains(content, []byte("\x00")):
 		s.bad(dotEnv, "is in UTF-16: save it as UTF-8")
 	default:
 		s.readFile(string(content))
@@ -134,9 +135,12 @@ func newSettings(getenv func(string) string) *settings {
 	return s
 }
 
-func isUTF16(content string) bool {
-	return strings.HasPrefix(content, "\xff\xfe") || strings.HasPrefix(content, "\xfe\xff") ||
-		strings.Contains(content, "\x00")
+// plain returns err without a path, which may be a secret in the wrong variable.
+func plain(err error) error {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		return pathErr.Err
+	}
+	return err
 }
 
 var (
@@ -204,7 +208,7 @@ func (s *settings) list(name, where, value string) (entries []string) {
 		entries = append(entries, entry)
 		text := flaw(entry)
 		if entry == "" {
-			text = "has an empty entry: write something between two commas, and no comma at the end"
+			text = "has an empty entry: write a value there, and no comma at the end"
 		}
 		if text != "" {
 			s.bad(name, where+text)
@@ -332,9 +336,6 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 // readSecrets returns the AppSecrets in a file, between commas or one a line.
 func (s *settings) readSecrets(name, file string) []string {
 	content, err := os.ReadFile(file)
-	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-		err = pathErr.Err // without the path, which may be a secret in the wrong variable
-	}
 	var lines []string
 	for line := range strings.Lines(strings.ReplaceAll(string(content), "\ufeff", "")) {
 		if line = strings.TrimSpace(line); line != "" {
@@ -343,8 +344,8 @@ func (s *settings) readSecrets(name, file string) []string {
 	}
 	switch {
 	case err != nil:
-		s.bad(name, fmt.Sprintf("cannot be read (%v): name a file that this user may read", err))
-	case isUTF16(string(content)):
+		s.bad(name, fmt.Sprintf("cannot be read (%v): name a file that this user may read", plain(err)))
+	case bytes.Contains(content, []byte("\x00")):
 		s.bad(name, "names a file in UTF-16: save it as UTF-8")
 	case len(lines) == 0:
 		s.bad(name, "names a file that is empty: put the AppSecret into it")

@@ -41,7 +41,7 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 		defer fake.Close()
 		h.sandbox, baseURLs = fake.Handler, append(baseURLs, url)
 		logger.Warn("this is a sandbox: a fake WeChat answers, and the openids are made up")
-		fmt.Fprintln(stdout, curlLine(l.tls != nil, l.Addr().String()))
+		fmt.Fprintln(stdout, curlLine(c, l.Addr().String()))
 	}
 	h.wechat = newClient(c, baseURLs, logger)
 	server := newServer(c, h, l, logger)
@@ -67,12 +67,16 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 }
 
 // curlLine is a command for sh and cmd.exe that gets an openid from the sandbox at addr.
-func curlLine(https bool, addr string) string {
+func curlLine(c config, addr string) string {
 	addr = regexp.MustCompile(`^(\[::\]|0\.0\.0\.0):`).ReplaceAllString(addr, "localhost:")
-	if https {
-		return fmt.Sprintf(`curl -k -d "{\"code\":\"%s\"}" https://%s/openid`, mockCode, addr)
+	curl, appID := `curl -d "{\"code\":\"%s\"%s}" http://%s/openid`, ""
+	if c.tlsCert != "" {
+		curl = `curl -k -d "{\"code\":\"%s\"%s}" https://%s/openid`
 	}
-	return fmt.Sprintf(`curl -d "{\"code\":\"%s\"}" http://%s/openid`, mockCode, addr)
+	if len(c.appIDs) > 1 {
+		appID = fmt.Sprintf(`,\"appid\":\"%s\"`, c.appIDs[0])
+	}
+	return fmt.Sprintf(curl, mockCode, appID, addr)
 }
 
 func newServer(c config, h http.Handler, l *listener, logger *slog.Logger) *http.Server {

@@ -44,6 +44,9 @@ type failure struct {
 	message string // where the one in answers does not fit
 }
 
+var hungUp = &failure{word: "client_closed_request",
+	cause: "the caller hung up before WeChat answered: look at its timeout"}
+
 // errcodes are the errcodes with a meaning here, from WeChat's global list, users' reports and
 // developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_code2session.
 var errcodes = map[int64]struct{ word, remedy string }{
@@ -178,32 +181,29 @@ func (wx *client) openID(ctx context.Context, appID, code string) (user, *failur
 	default:
 		return user{}, &failure{word: "overloaded", cause: "MAX_INFLIGHT is reached: raise it, or add an instance"}
 	}
-	deadline := time.Now().Add(wx.timeout)
+	ctx, cancel := context.WithTimeout(ctx, wx.timeout)
+	defer cancel()
 	select {
 	case wx.turns <- struct{}{}:
 		defer func() { <-wx.turns }()
 	case <-ctx.Done():
-		return user{}, hungUp()
+		return user{}, hungUp
 	case <-time.After(wx.timeout / 2): // who gets a turn has the other half
 		return user{}, &failure{word: "overloaded", cause: "all turns were taken for half of WX_TIMEOUT: WeChat is " +
 			"slow, this machine has too little CPU, or MAX_INFLIGHT has to be raised"}
 	}
-	ctx, cancel := context.WithDeadline(ctx, deadline)
-	defer cancel()
-	return wx.exchange(ctx, wx.queries[appID]+url.QueryEscape(code), deadline)
-}
-
-func hungUp() *failure {
-	return &failure{word: "client_closed_request", cause: "the caller hung up before WeChat answered: look at its timeout"}
+	return wx.exchange(ctx, wx.queries[appID]+url.QueryEscape(code))
 }
 
 // exchange asks the base URLs in order, until there is a connection to one of them.
-func (wx *client) exchange(ctx context.Context, query string, deadline time.Time) (user, *failure) {
+func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
 	var causes []string
+	limit := wx.timeout * 9 / 10 / time.Duration(len(wx.bases))
+	end, _ := ctx.Deadline()
+	last := end.Add(-wx.timeout / 20) // connecting ends before the exchange does, since it knows what was waited for
 	for _, b := range wx.inOrder() {
-		// Connecting ends before the exchange does, since only its own end tells what was waited for.
-		by, last := time.Now().Add(wx.timeout*9/10/time.Duration(len(wx.bases))), deadline.Add(-wx.timeout/20)
-		cut := last.Before(by)
+		by := time.Now().Add(limit)
+		cut := by.After(last)
 		if cut {
 			by = last
 		}
@@ -217,7 +217,7 @@ func (wx *client) exchange(ctx context.Context, query string, deadline time.Time
 		}
 		switch {
 		case ctx.Err() == context.Canceled:
-			return user{}, hungUp()
+			return user{}, hungUp
 		case ctx.Err() != nil, cut && isTimeout(err):
 			return user{}, &failure{word: "wechat_timeout", cause: strings.Join(causes, "; ")}
 		case !noDescriptor(err):
@@ -283,7 +283,7 @@ func (wx *client) ask(ctx context.Context, b *base, query string) (user, *failur
 	if resp.StatusCode != http.StatusSwitchingProtocols { // its body is the bare connection, without an end
 		body, err = io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
 	}
-	if err != nil && resp.StatusCode == http.StatusOK {
+	if err != nil && (resp.StatusCode == http.StatusOK || ctx.Err() == context.Canceled) {
 		return user{}, b.broken(ctx, "in the middle of the reply"), nil
 	}
 	got, f := b.parseReply(resp.StatusCode, body)
@@ -298,7 +298,7 @@ func (b *base) broken(ctx context.Context, when string) *failure {
 		return &failure{word: "wechat_unreachable",
 			cause: b.url.Host + b.through() + ": the connection broke " + when + ": call wx.login again"}
 	case context.Canceled:
-		return hungUp()
+		return hungUp
 	}
 	return &failure{word: "wechat_timeout", cause: b.url.Host + ": no whole reply within WX_TIMEOUT: WeChat" + b.through() +
 		" is slow: raise WX_TIMEOUT"}
@@ -357,29 +357,29 @@ func refusal(errcode int64, errmsg string) *failure {
 // noConnection says who is to blame for an error of connecting, what it said, and the remedy. Nothing was sent yet, so
 // the error may be quoted.
 func (b *base) noConnection(err error) string {
-	variable, what := proxyVariable(os.Getenv, b.url.Scheme), said(err)
-	badCert := errors.As(err, new(*tls.CertificateVerificationError))
+	variable, what, host := proxyVariable(os.Getenv, b.url.Scheme), said(err), b.url.Hostname()
 	switch { // the first that holds is the reason
 	case noDescriptor(err):
 		return "this machine has no file descriptor left: raise LimitNOFILE (ulimit -n), or lower MAX_CONNS"
 	case b.proxy != nil && unreached(err):
 		return "the proxy " + b.proxy.Host + " cannot be reached (" + what + "): start it, or fix " + variable
-	case badCert && b.proxy != nil:
-		return b.url.Hostname() + ": " + what + ": check this machine's clock and CA certificates, and what WX_BASE_URL leads " +
-			"to; a proxy that intercepts TLS needs its CA here"
-	case badCert:
-		return b.url.Hostname() + ": " + what + ": check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
-	case b.proxy != nil && wantsPassword(err):
-		return "the proxy " + b.proxy.Host + " gives no connection to " + b.target + " (" + what + "): check user and password in " +
-			variable
+	case errors.As(err, new(*tls.CertificateVerificationError)):
+		cause := host + ": " + what + ": check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
+		if b.proxy != nil {
+			cause += "; a proxy that intercepts TLS needs its CA here"
+		}
+		return cause
 	case b.proxy != nil:
-		return "the proxy " + b.proxy.Host + " gives no connection to " + b.target + " (" + what + "): check its rules and its " +
-			"node, and the scheme in " + variable + ": http://, or socks5:// for a SOCKS port"
+		remedy := "check its rules and its node, and the scheme in " + variable + ": http://, or socks5:// for a SOCKS port"
+		if wantsPassword(err) {
+			remedy = "check user and password in " + variable
+		}
+		return "the proxy " + b.proxy.Host + " gives no connection to " + b.target + " (" + what + "): " + remedy
 	case errors.As(err, new(*net.DNSError)):
-		return b.url.Hostname() + ": " + what + ": check DNS, and the name in WX_BASE_URL"
+		return host + ": " + what + ": check DNS, and the name in WX_BASE_URL"
 	}
-	return b.target + ": " + what + ": check the firewall, what WX_BASE_URL leads to, and whether this network needs a proxy " +
-		"in " + variable
+	return b.target + ": " + what + ": check the firewall, what WX_BASE_URL leads to, and whether this network needs " +
+		variable
 }
 
 // said is what err says, without addresses and times, so that equal causes are equal.
