@@ -52,18 +52,18 @@ HTTPS_PROXY, HTTP_PROXY and NO_PROXY are used for requests to WeChat; ALL_PROXY 
 
 // A config is the settings, checked. It holds the AppSecrets: never log or print it.
 type config struct {
-	appIDs      []string          // one or more
-	appSecrets  []string          // the AppSecret of each AppID
-	addr        string            // host:port to listen on
-	baseURLs    []*url.URL        // of WeChat's API, in the order to try
-	timeout     time.Duration     // of one exchange with WeChat
-	maxInflight int               // logins under way
-	maxConns    int               // connections from callers at a time
-	tlsCert     string            // PEM file; empty for plain HTTP
-	tlsKey      string            // PEM file; empty if and only if tlsCert is
-	sandbox     bool              // ask a fake WeChat: baseURLs is empty
-	fromFile    map[string]string // the settings that come from .env, by name
-	warnings    []string          // about odd settings, without their values
+	appIDs      []string      // one or more
+	appSecrets  []string      // the AppSecret of each AppID
+	addr        string        // host:port to listen on
+	baseURLs    []*url.URL    // of WeChat's API, in the order to try
+	timeout     time.Duration // of one exchange with WeChat
+	maxInflight int           // logins under way
+	maxConns    int           // connections from callers at a time
+	tlsCert     string        // PEM file; empty for plain HTTP
+	tlsKey      string        // PEM file; empty if and only if tlsCert is
+	sandbox     bool          // ask a fake WeChat: baseURLs is empty
+	fromFile    []string      // names of the settings that come from .env
+	warnings    []string      // about odd settings, without their values
 }
 
 // loadConfig reads the settings. The error has a line for each bad one, with the cause and what to
@@ -76,10 +76,10 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 		timeout:     s.timeout(),
 		maxInflight: s.count("MAX_INFLIGHT", 1024),
 		maxConns:    s.count("MAX_CONNS", 10_000),
-		tlsCert:     s.path("TLS_CERT"),
-		tlsKey:      s.path("TLS_KEY"),
+		tlsCert:     s.value("TLS_CERT"),
+		tlsKey:      s.value("TLS_KEY"),
 		sandbox:     sandbox,
-		fromFile:    s.file,
+		fromFile:    s.fromFile,
 	}
 	c.appSecrets = s.appSecrets(sandbox, c.appIDs)
 	if (s.get("TLS_CERT") == "") != (s.get("TLS_KEY") == "") {
@@ -96,7 +96,8 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 // settings reads settings one by one and collects what is wrong with them.
 type settings struct {
 	getenv   func(string) string
-	file     map[string]string // what counts of the file .env
+	file     map[string]string // what .env holds that the environment has not
+	fromFile []string          // the names of that, in order
 	renamed  bool              // there is no .env, but .env.txt
 	problems []error           // problem
 	warnings []string
@@ -176,9 +177,15 @@ func (s *settings) readFile(content string) {
 		}
 		s.file[name] = value
 	}
-	for name := range s.file {
-		if s.getenv(name) != "" || strings.HasSuffix(name, "_PROXY") && s.getenv(strings.ToLower(name)) != "" {
+	for _, name := range settingNames {
+		switch {
+		case s.getenv(name) != "" || s.getenv(strings.ToLower(name)) != "": // of a proxy's two spellings, either
 			delete(s.file, name)
+		case s.file[name] != "":
+			s.fromFile = append(s.fromFile, name)
+		}
+		if strings.HasSuffix(name, "_PROXY") && s.file[name] != "" {
+			os.Setenv(name, s.file[name]) // where net/http looks for it
 		}
 	}
 }
@@ -186,15 +193,13 @@ func (s *settings) readFile(content string) {
 // get returns a setting as it is written.
 func (s *settings) get(name string) string { return cmp.Or(s.getenv(name), s.file[name]) }
 
-// word returns a setting that has to be ASCII without white space.
-func (s *settings) word(name string) string { return s.check(name, flaw) }
-
-// path returns a setting that may hold white space and Chinese.
-func (s *settings) path(name string) string { return s.check(name, damage) }
-
-func (s *settings) check(name string, flaw func(string) string) string {
-	value := s.get(name)
-	if text := flaw(value); text != "" {
+// value returns a setting if nothing is wrong with its characters.
+func (s *settings) value(name string) string {
+	value, check := s.get(name), flaw
+	if name == "WX_APPSECRET_FILE" || name == "TLS_CERT" || name == "TLS_KEY" {
+		check = damage // paths may hold white space and Chinese
+	}
+	if text := check(value); text != "" {
 		s.bad(name, text)
 		return ""
 	}
@@ -303,7 +308,7 @@ func (s *settings) warnOf(name string, i int, entries []string, looks string) {
 
 // appSecrets returns the AppSecret of each of appIDs.
 func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []string) {
-	name, value, file := "WX_APPSECRET", s.get("WX_APPSECRET"), s.path("WX_APPSECRET_FILE")
+	name, value, file := "WX_APPSECRET", s.get("WX_APPSECRET"), s.value("WX_APPSECRET_FILE")
 	switch {
 	case value != "" && s.get("WX_APPSECRET_FILE") != "":
 		s.bad(name, "and WX_APPSECRET_FILE are both set: remove one of them")
@@ -362,7 +367,7 @@ func (s *settings) addr(sandbox bool) string {
 	if sandbox {
 		unset = "127.0.0.1:2020"
 	}
-	value := cmp.Or(s.word("ADDR"), unset)
+	value := cmp.Or(s.value("ADDR"), unset)
 	_, port, err := net.SplitHostPort(value)
 	_, portErr := strconv.ParseUint(port, 10, 16)
 	switch {
@@ -376,7 +381,7 @@ func (s *settings) addr(sandbox bool) string {
 
 func (s *settings) timeout() time.Duration {
 	const name, write = "WX_TIMEOUT", ": write 5s or 800ms"
-	value := cmp.Or(s.word(name), "5s")
+	value := cmp.Or(s.value(name), "5s")
 	d, err := time.ParseDuration(value)
 	_, notNumber := strconv.ParseFloat(value, 64)
 	switch {
@@ -395,7 +400,7 @@ func (s *settings) timeout() time.Duration {
 }
 
 func (s *settings) count(name string, unset int) int {
-	value := cmp.Or(s.word(name), strconv.Itoa(unset))
+	value := cmp.Or(s.value(name), strconv.Itoa(unset))
 	n, err := strconv.Atoi(value)
 	if err != nil || n <= 0 {
 		s.bad(name, "is not a whole number above zero: write digits only, as in "+strconv.Itoa(unset))
@@ -452,7 +457,7 @@ func (s *settings) checkProxies(bases []*url.URL) {
 			continue
 		}
 		names = append(names, name)
-		if value := s.word(name); value != "" && !isProxy(value) {
+		if value := s.value(name); value != "" && !isProxy(value) {
 			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 "+
 				"for %, %23 for # and %3F for ?")
 		}

@@ -77,7 +77,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 func start(ctx context.Context, c config, checking bool, stdout, stderr io.Writer) int {
 	log.SetOutput(io.Discard) // here net/http quotes unexpected bytes from WeChat, which may hold a session_key
 	logger := newLogger(stderr)
-	useFile(c.fromFile, logger)
+	if len(c.fromFile) > 0 {
+		logger.Info("settings from .env", "names", strings.Join(c.fromFile, " "))
+	}
 	for _, warning := range c.warnings {
 		logger.Warn(warning)
 	}
@@ -104,23 +106,6 @@ func start(ctx context.Context, c config, checking bool, stdout, stderr io.Write
 	}
 	logger.Info("stopped")
 	return 0
-}
-
-// useFile says which settings come from .env, and gives net/http those of proxies, which it reads from the environment.
-func useFile(fromFile map[string]string, logger *slog.Logger) {
-	var names []string
-	for _, name := range settingNames {
-		if fromFile[name] == "" {
-			continue
-		}
-		names = append(names, name)
-		if strings.HasSuffix(name, "_PROXY") {
-			os.Setenv(name, fromFile[name])
-		}
-	}
-	if names != nil {
-		logger.Info("settings from .env", "names", strings.Join(names, " "))
-	}
 }
 
 // versionLine is the version of the module, the revision if there is one, Go's version and the system.
@@ -175,7 +160,7 @@ func check(ctx context.Context, c config, stdout, stderr io.Writer) int {
 func healthy(getenv func(string) string, stderr io.Writer) int {
 	s := newSettings(getenv)
 	addr, scheme := s.addr(false), "http"
-	if s.path("TLS_CERT") != "" {
+	if s.value("TLS_CERT") != "" {
 		scheme = "https"
 	}
 	for _, err := range s.problems {
