@@ -387,14 +387,10 @@ func (s *settings) timeout() time.Duration {
 	switch {
 	case err != nil && notNumber == nil:
 		s.bad(name, "has no unit"+write)
-	case err != nil && strings.Contains(err.Error(), "unknown unit"):
-		s.bad(name, "has an unknown unit"+write)
 	case err != nil:
 		s.bad(name, "is not a time"+write)
-	case d <= 0:
-		s.bad(name, "is not above zero"+write)
-	case d > maxTimeout:
-		s.bad(name, "is above 1h"+write)
+	case d <= 0 || d > maxTimeout:
+		s.bad(name, "is not above zero and up to 1h"+write)
 	}
 	return d
 }
