@@ -209,6 +209,7 @@ func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
 		cause := b.noConnection(err)
 		if !slices.Contains(causes, cause) { // a proxy fails for all base URLs alike
 			causes = append(causes, cause)
+			slices.Sort(causes) // so that equal troubles are equal, whichever base URL was the first
 		}
 		switch {
 		case ctx.Err() == context.Canceled:
