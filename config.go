@@ -110,9 +110,13 @@ func (p problem) Error() string { return p.name + " " + p.text }
 
 // bad notes a problem, the first of each setting.
 func (s *settings) bad(name, text string) {
-	if !slices.ContainsFunc(s.problems, func(err error) bool { return err.(problem).name == name }) {
+	if !s.isBad(name) {
 		s.problems = append(s.problems, problem{name, text})
 	}
+}
+
+func (s *settings) isBad(name string) bool {
+	return slices.ContainsFunc(s.problems, func(err error) bool { return err.(problem).name == name })
 }
 
 // newSettings returns the settings of the environment and, where that has no WX_APPID, of the file .env.
@@ -145,7 +149,7 @@ func plain(err error) error {
 }
 
 var (
-	fileLine = regexp.MustCompile(`^(?:export[ \t]+|set[ \t]+)?([\w.-]+)[ \t]*(=?)(.*)$`)
+	fileLine = regexp.MustCompile(`^(?i:export[ \t]+|set[ \t]+)?([\w.-]+)[ \t]*(=?)(.*)$`)
 	// A quoted value ends at the first quote behind which there is nothing but a comment.
 	fileQuotes  = regexp.MustCompile(`^(?:"(.*?)"|'(.*?)')(?:[ \t]+#.*)?$`)
 	fileComment = regexp.MustCompile(`[ \t]#.*$`)
@@ -153,9 +157,8 @@ var (
 
 // readFile takes the settings from the lines of .env. Other names belong to other programs.
 func (s *settings) readFile(content string) {
-	lines := strings.Split(strings.TrimPrefix(content, "\ufeff"), "\n")
-	for i, line := range lines {
-		m := fileLine.FindStringSubmatch(strings.Trim(line, " \t\r"))
+	for i, line := range strings.Split(content, "\n") {
+		m := fileLine.FindStringSubmatch(strings.Trim(line, " \t\r\ufeff"))
 		if m == nil {
 			continue
 		}
@@ -243,9 +246,12 @@ func damage(value string) string {
 	return ""
 }
 
-// isInvisible finds zero-width, no-break and full-width spaces, byte order marks and control characters.
+// isInvisible finds zero-width and no-break spaces, byte order marks and control characters, but not what paths may hold.
 func isInvisible(r rune) bool {
-	return unicode.Is(unicode.Cf, r) || unicode.IsSpace(r) && r > unicode.MaxASCII || unicode.IsControl(r) && !unicode.IsSpace(r)
+	if unicode.IsSpace(r) {
+		return r > unicode.MaxASCII && r != '\u3000' // the full-width space of Chinese
+	}
+	return unicode.Is(unicode.Cf, r) || unicode.IsControl(r)
 }
 
 // flaw says what keeps value from being ASCII without white space, or nothing.
@@ -253,7 +259,7 @@ func flaw(value string) string {
 	switch text := damage(value); {
 	case text != "":
 		return text
-	case strings.Contains(value, " #"):
+	case fileComment.MatchString(value):
 		return "has a comment behind it: put the comment on a line of its own"
 	case strings.ContainsFunc(value, unicode.IsSpace):
 		return "holds white space, a space or a line break: remove it"
@@ -275,6 +281,8 @@ func (s *settings) appIDs(sandbox bool) []string {
 	const name = "WX_APPID"
 	switch {
 	case s.get(name) != "":
+	case s.isBad(dotEnv): // it may be in there
+		return nil
 	case sandbox:
 		return []string{"wx0000000000000000"}
 	case s.renamed:
@@ -318,7 +326,7 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 	case file != "":
 		name = "WX_APPSECRET_FILE"
 		appSecrets = s.readSecrets(name, file)
-	case s.get("WX_APPSECRET_FILE") != "": // a bad one
+	case s.get("WX_APPSECRET_FILE") != "" || s.isBad(dotEnv): // a bad one
 	case sandbox:
 		for range appIDs {
 			appSecrets = append(appSecrets, rand.Text())
