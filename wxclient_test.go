@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,13 +12,16 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -48,28 +54,52 @@ func checkNoLeak(t testing.TB, where, text string) {
 type service struct {
 	*handler
 	*client
-	log   *output
-	fakes []*fake
-	t     testing.TB
+	log *output
+	t   testing.TB
 }
 
 func newService(t testing.TB, timeout time.Duration, baseURLs ...string) *service {
 	t.Helper()
-	c := config{appID: testAppID, appSecret: leakSecret, timeout: timeout, maxInflight: 1024}
+	c := config{appIDs: []string{testAppID}, appSecrets: []string{leakSecret}, timeout: timeout, maxInflight: 1024}
 	for _, base := range baseURLs {
 		c.baseURLs = append(c.baseURLs, must(url.Parse(base)))
 	}
 	log := &output{}
 	logger := slog.New(slog.NewJSONHandler(log, nil))
 	wx := newClient(c, c.baseURLs, logger)
-	return &service{handler: &handler{wechat: wx, appID: c.appID, log: logger}, client: wx, log: log, t: t}
+	return &service{handler: &handler{wechat: wx, appIDs: c.appIDs, log: logger}, client: wx, log: log, t: t}
 }
 
 // post sends code and returns the answer.
 func (s *service) post(code string) result {
 	s.t.Helper()
-	return answer(s.t, s, string(must(json.Marshal(map[string]string{"code": code}))))
+	return answer(s.t, s, asJSON(code))
 }
+
+func asJSON(code string) string { return string(must(json.Marshal(map[string]string{"code": code}))) }
+
+// leads has connections to a base URL fail with err, or be served: there is no need to close them.
+func (s *service) leads(i int, err error, serve func(net.Conn)) {
+	s.bases[i].dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if err == context.DeadlineExceeded {
+			<-ctx.Done()
+		}
+		if err != nil {
+			return nil, &net.OpError{Op: "dial", Net: "tcp", Source: &net.TCPAddr{Port: 1}, Err: err}
+		}
+		ours, theirs := net.Pipe()
+		go func() {
+			defer theirs.Close()
+			serve(theirs)
+		}()
+		return wire{ours}, nil
+	}
+}
+
+// A wire is an end of a pipe. TLS sets this deadline for its last words, which would wait for a reader in a pipe.
+type wire struct{ net.Conn }
+
+func (w wire) SetWriteDeadline(time.Time) error { return w.Conn.SetWriteDeadline(time.Now()) }
 
 // brief is the answer in short: 200 and its body, or status, error and errcode.
 func (got result) brief() string {
@@ -86,6 +116,30 @@ func httpReply(body string) string {
 func writes(raw string) func(net.Conn) { return func(conn net.Conn) { io.WriteString(conn, raw) } }
 
 func replies(body string) func(net.Conn) { return writes(httpReply(body)) }
+
+func untilClosed(conn net.Conn) { io.Copy(io.Discard, conn) }
+
+// says reads something before each of the texts.
+func says(texts ...string) func(net.Conn) {
+	return func(conn net.Conn) {
+		for _, text := range texts {
+			if conn.Read(make([]byte, 8192)); text != "" {
+				io.WriteString(conn, text)
+			}
+		}
+	}
+}
+
+// answersEach reads requests, and answers each.
+func answersEach(answer func(net.Conn)) func(net.Conn) {
+	return func(conn net.Conn) {
+		for in := bufio.NewReader(conn); ; answer(conn) {
+			if _, err := http.ReadRequest(in); err != nil {
+				return
+			}
+		}
+	}
+}
 
 func reset(conn net.Conn) {
 	conn.(*net.TCPConn).SetLinger(0)
@@ -140,10 +194,19 @@ var breaking = []failing{
 }
 
 var hanging = []failing{
-	{name: "no reply", answer: untilClosed, want: timedOut, cause: late},
+	{name: "silence", answer: untilClosed, want: timedOut, cause: late},
 	{name: "body that does not end",
 		answer: func(conn net.Conn) { io.WriteString(conn, whole[:len(whole)-1]); untilClosed(conn) },
 		want:   timedOut, cause: late},
+}
+
+// behindProxy has a proxy, which may be the culprit, too.
+var behindProxy = []failing{
+	{name: "proxy breaks", answer: writes(""), want: breaks, cause: "one through the proxy proxy:1" + before[len("one"):]},
+	{name: "proxy is silent", answer: untilClosed, want: timedOut,
+		cause: strings.Replace(late, "WeChat", "WeChat through the proxy proxy:1", 1)},
+	{name: "proxy says 502", answer: coded("502 X"), want: useless,
+		cause: "one through the proxy proxy:1 gave HTTP status 502" + check200},
 }
 
 var nonsense = []failing{
@@ -192,45 +255,31 @@ var nonsense = []failing{
 // TestReplies has two base URLs. The second is never asked, since the first may have seen the code.
 func TestReplies(t *testing.T) {
 	t.Parallel()
-	for _, test := range slices.Concat(breaking, hanging, nonsense) {
+	for _, test := range slices.Concat(breaking, hanging, nonsense, behindProxy) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			one, two := newFake(up, nil).once(test.answer), named("two", up)
-			inBubble(t, 5*time.Second, "http://one http://two", func(t *testing.T, s *service) {
+			synctest.Test(t, func(t *testing.T) {
+				s, asked := newService(t, 5*time.Second, "http://one", "http://two"), 0
+				s.leads(0, nil, answersEach(func(conn net.Conn) {
+					asked++
+					test.answer(conn)
+					conn.Close()
+				}))
+				s.leads(1, nil, func(net.Conn) { t.Error("the second base URL was asked") })
+				if strings.Contains(test.cause, "proxy:1") {
+					s.bases[0].proxy = &url.URL{Scheme: "http", Host: "proxy:1", User: url.UserPassword("u", "TopSecret")}
+				}
 				got := s.post(leakCode)
-				if got := got.brief(); got != test.want || one.asked.Load() != 1 || two.asked.Load() != 0 {
-					t.Errorf("got %s, want %s; requests: %d and %d, want one and none", got, test.want, one.asked.Load(), two.asked.Load())
+				if got.brief() != test.want || asked != 1 {
+					t.Errorf("got %s after %d requests, want %s after one", got.brief(), asked, test.want)
 				}
 				if cause := s.log.next(t, "request")["cause"]; test.cause != "" && cause != test.cause {
 					t.Errorf("got cause\n%v, want\n%s", cause, test.cause)
 				}
-				_, f := s.client.openID(t.Context(), leakCode)
 				checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
 				checkNoLeak(t, "log", s.log.String())
-				checkNoLeak(t, "failure", fmt.Sprintf("%+v", f))
-			}, one, two)
+			})
 		})
-	}
-}
-
-// TestProxyIsNamed has a connection through a proxy, after which that may be the culprit, too.
-func TestProxyIsNamed(t *testing.T) {
-	t.Parallel()
-	const through = " through the proxy proxy:1"
-	for _, test := range []failing{
-		{name: "breaks", answer: writes(""), cause: "one" + through + before[len("one"):]},
-		{name: "hangs", answer: untilClosed, cause: strings.Replace(late, "WeChat", "WeChat"+through, 1)},
-		{name: "status", answer: coded("502 X"), cause: "one" + through + " gave HTTP status 502" + check200},
-	} {
-		one := newFake(up, nil).once(test.answer)
-		inBubble(t, 5*time.Second, "http://one", func(t *testing.T, s *service) {
-			s.bases[0].proxy = &url.URL{Scheme: "http", Host: "proxy:1", User: url.UserPassword("u", "TopSecret")}
-			s.post(leakCode)
-			if cause := s.log.next(t, "request")["cause"]; cause != test.cause {
-				t.Errorf("got cause\n%v, want\n%s", cause, test.cause)
-			}
-			checkNoLeak(t, "log", s.log.String())
-		}, one)
 	}
 }
 
@@ -244,8 +293,7 @@ func TestErrMsg(t *testing.T) {
 		cause        string // its end
 	}{
 		{name: "rid", errcode: 1, errmsg: "invalid code, rid: " + testRid, rid: testRid},
-		{name: "rid without a comma", errcode: 1, errmsg: "invalid ip 203.0.113.7 rid: " + testRid + " (x)",
-			rid: testRid},
+		{name: "rid without a comma", errcode: 1, errmsg: "invalid ip 203.0.113.7 rid: " + testRid + " (x)", rid: testRid},
 		{name: "rid too long", errcode: 1, errmsg: "rid: " + testRid + "0"},
 		{name: "rid in capitals", errcode: 1, errmsg: "rid: " + strings.ToUpper(testRid)},
 		{name: "IPv4", errcode: 40164, errmsg: "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: " + testRid,
@@ -268,7 +316,10 @@ func TestNothingLeaksFromTheProgram(t *testing.T) {
 	t.Parallel()
 	proxy := newWeChat(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(403) })
 	bases := []string{"https://one.invalid", "https://two.invalid"} // by the proxy, unlike loopback addresses
-	does := map[string]func(net.Conn){leakCode + "out of turn": writes(whole + leaks), leakCode + "and HTTP": writes(whole + whole)}
+	does := map[string]func(net.Conn){
+		leakCode + "out of turn": writes(whole + leaks),
+		leakCode + "and HTTP":    writes(whole + whole),
+	}
 	for _, f := range slices.Concat(breaking, nonsense) {
 		does[leakCode+f.name] = f.answer
 	}
@@ -341,160 +392,240 @@ func TestKeptConnectionDies(t *testing.T) {
 	}
 }
 
-// check posts code, and wants an outcome after a time, and numbers of dials to the two fakes.
-func (s *service) check(code, want string, took time.Duration, one, two int64) {
-	s.t.Helper()
-	start := time.Now()
-	got := strings.NewReplacer(`200 {"openid":"`, "", `"}`, "").Replace(s.post(code).brief())
-	if passed := time.Since(start); got != want || passed != took {
-		s.t.Errorf("got %s after %v, want %s after %v; the log is:\n%s", got, passed, want, took, s.log)
-	}
-	if gotOne, gotTwo := s.fakes[0].dials.Swap(0), s.fakes[1].dials.Swap(0); gotOne != one || gotTwo != two {
-		s.t.Errorf("got %d and %d dials, want %d and %d", gotOne, gotTwo, one, two)
-	}
+// TestConnectionIsKept has a connection used again, whatever the status was, until nobody has used it for 50 s.
+func TestConnectionIsKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, dials := newService(t, 5*time.Second, "http://one"), 0
+		s.leads(0, nil, func(conn net.Conn) { dials++; answersEach(coded("502 X"))(conn) })
+		for i, want := range []int{1, 1, 2} {
+			time.Sleep([]time.Duration{0, 49 * time.Second, 51 * time.Second}[i])
+			if got := s.post("x").brief(); got != useless || dials != want {
+				t.Errorf("got %s after %d dials, want %s after %d", got, dials, useless, want)
+			}
+		}
+		time.Sleep(idleTimeout)
+	})
 }
 
-const oneTwo = "http://one http://two"
-
-func TestPassedOver(t *testing.T) {
+// TestTurns has all turns taken, for no fault of a base URL.
+func TestTurns(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
-		name    string
-		connect func(context.Context) error
-		wait    time.Duration
-	}{{name: "refuses", connect: refuses}, {name: "silent", connect: silent, wait: 2 * time.Second}} {
+	for maxInflight, want := range map[int]int{1: 256, 1024: 256, 2000: 500} {
+		wx := newClient(config{maxInflight: maxInflight}, []*url.URL{{Scheme: "http", Host: "one"}}, nil)
+		if turns, places := cap(wx.turns), wx.bases[0].transport.MaxConnsPerHost; turns != want || places != want {
+			t.Errorf("got %d turns and %d places with MAX_INFLIGHT=%d, want %d", turns, places, maxInflight, want)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s, start := newService(t, 5*time.Second, "http://one"), time.Now()
+		s.turns = make(chan struct{})
+		if got := s.post("x").brief(); got != "503 overloaded" || time.Since(start) != 2500*time.Millisecond {
+			t.Errorf("got %s after %v, want 503 overloaded after half of WX_TIMEOUT", got, time.Since(start))
+		}
+		const want = "all turns were taken for half of WX_TIMEOUT: WeChat is slow, this machine has too little CPU, or MAX_INFLIGHT " +
+			"has to be raised"
+		if cause := s.log.next(t, "request")["cause"]; cause != want {
+			t.Errorf("got cause\n%v, want\n%s", cause, want)
+		}
+	})
+}
+
+// TestNoConnection has no connection to a base URL, with all of its time and with less.
+func TestNoConnection(t *testing.T) {
+	t.Parallel()
+	const (
+		plain    = "http://u:TopSecret@proxy:1"
+		socks    = "socks5://u:TopSecret@proxy:1"
+		secure   = "https://proxy:1"
+		direct   = ": check the firewall, what WX_BASE_URL leads to, and whether this network needs HTTPS_PROXY"
+		dns      = ": check DNS, and the name in WX_BASE_URL"
+		slowDNS  = "the name lookup failed or took too long"
+		machine  = "this machine has no file descriptor left: raise LimitNOFILE (ulimit -n), or lower MAX_CONNS"
+		start    = "): start it, or fix HTTPS_PROXY"
+		noConn   = "gives no connection to wechat:443 ("
+		rules    = "): check its rules and its node, and the scheme in HTTPS_PROXY: http://, or socks5:// for a SOCKS port"
+		password = "): check user and password in HTTPS_PROXY"
+		http200  = "HTTP/1.1 200 OK\r\n\r\n"
+	)
+	status := func(line string) func(net.Conn) { return says("HTTP/1.1 " + line + "\r\nX: TopSecret\r\n\r\n") }
+	reply := func(code string) func(net.Conn) { // RFC 1928: no password wanted, then a reply code
+		return says("\x05\x00", "\x05"+code+"\x00\x01\x00\x00\x00\x00\x00\x00")
+	}
+	silent := context.DeadlineExceeded
+	tests := []struct {
+		name  string
+		proxy string
+		err   error // of the dial, or nil
+		serve func(net.Conn)
+		cause string // behind "the proxy proxy:1 " where there is one and it begins with a verb
+	}{
+		{name: "no descriptor", err: os.NewSyscallError("socket", syscall.EMFILE), cause: machine},
+		{name: "no descriptor for DNS", err: &net.DNSError{Name: "wechat", Err: "dial udp 10.0.0.1:53: socket: too many open files"},
+			cause: machine},
+		{name: "no descriptor for a proxy", proxy: plain, err: os.NewSyscallError("socket", syscall.EMFILE), cause: machine},
+
+		{name: "no such host", err: &net.DNSError{Name: "wechat", Err: "no such host", IsNotFound: true},
+			cause: "wechat: no such host" + dns},
+		{name: "DNS refuses", err: &net.DNSError{Name: "wechat", Err: "read udp 10.0.0.2:40000->10.0.0.1:53: connection refused"},
+			cause: "wechat: " + slowDNS + dns},
+		{name: "DNS does not answer", err: &net.DNSError{Name: "wechat", Err: "i/o timeout", IsTimeout: true},
+			cause: "wechat: " + slowDNS + dns},
+
+		{name: "proxy gone", proxy: plain, err: os.NewSyscallError("connect", syscall.ECONNREFUSED),
+			cause: "cannot be reached (connection refused" + start},
+		{name: "proxy swallows packets", proxy: plain, err: silent, cause: "cannot be reached (no answer in time" + start},
+		{name: "SOCKS proxy swallows packets", proxy: socks, err: silent, cause: "cannot be reached (no answer in time" + start},
+		{name: "proxy without address", proxy: plain, err: &net.DNSError{Name: "proxy", Err: "no such host", IsNotFound: true},
+			cause: "cannot be reached (no such host" + start},
+
+		{name: "407", proxy: plain, serve: status("407 X"), cause: noConn + "status 407" + password},
+		{name: "401", proxy: plain, serve: status("401 X"), cause: noConn + "status 401" + password},
+		{name: "403", proxy: plain, serve: status("403 Access violation"), cause: noConn + "status 403" + rules},
+		{name: "silent to CONNECT", proxy: plain, serve: untilClosed, cause: noConn + "no answer in time" + rules},
+		{name: "closed", proxy: plain, serve: says(""), cause: noConn + "connection closed" + rules},
+		{name: "200 and closed", proxy: plain, serve: says(http200, ""), cause: noConn + "connection closed" + rules},
+		{name: "200 and silent", proxy: plain, serve: func(conn net.Conn) { says(http200)(conn); untilClosed(conn) },
+			cause: noConn + "no answer in time" + rules},
+		{name: "200 and no TLS", proxy: plain, serve: says(http200, "HTTP/1.1 400 Bad\r\n\r\n"),
+			cause: noConn + "tls: first record does not look like a TLS handshake" + rules},
+		{name: "no HTTP", proxy: plain, serve: says("SSH-2.0-TopSecret\r\n"), cause: noConn + "no HTTP" + rules},
+		{name: "no header", proxy: plain, serve: says("HTTP/1.1 200 OK\r\nTopSecret\r\n\r\n"), cause: noConn + "no HTTP" + rules},
+
+		{name: "SOCKS without a password", proxy: socks, serve: says("\x05\xff"),
+			cause: noConn + "no acceptable authentication methods" + password},
+		{name: "SOCKS with a wrong one", proxy: socks, serve: says("\x05\x02", "\x01\x01"),
+			cause: noConn + "username/password authentication failed" + password},
+		{name: "SOCKS not allowed", proxy: socks, serve: reply("\x02"),
+			cause: noConn + "connection not allowed by ruleset" + rules},
+		{name: "SOCKS refused", proxy: socks, serve: reply("\x05"), cause: noConn + "connection refused" + rules},
+		{name: "SOCKS asked of an HTTP proxy", proxy: socks, serve: says("HTTP/1.1 400 Bad\r\n\r\n"),
+			cause: noConn + "unexpected protocol version 72" + rules},
+		{name: "SOCKS closed", proxy: socks, serve: says(""), cause: noConn + "connection closed" + rules},
+		{name: "SOCKS silent", proxy: socks, serve: untilClosed, cause: noConn + "no answer in time" + rules},
+
+		{name: "TLS asked of an HTTP proxy", proxy: secure, serve: says("HTTP/1.1 400 Bad\r\n\r\n"),
+			cause: noConn + "tls: first record does not look like a TLS handshake" + rules},
+		{name: "TLS asked of a silent proxy", proxy: secure, serve: untilClosed, cause: noConn + "no answer in time" + rules},
+
+		{name: "refused", err: os.NewSyscallError("connect", syscall.ECONNREFUSED), cause: "wechat:443: connection refused" + direct},
+		{name: "unreachable", err: syscall.ENETUNREACH, cause: "wechat:443: network is unreachable" + direct},
+		{name: "no answer", err: silent, cause: "wechat:443: no answer in time" + direct},
+		{name: "no answer, by the system", err: syscall.ETIMEDOUT, cause: "wechat:443: no answer in time" + direct},
+		{name: "handshake without an answer", serve: untilClosed, cause: "wechat:443: no answer in time" + direct},
+		{name: "handshake that is broken off", serve: says(""), cause: "wechat:443: connection closed" + direct},
+		{name: "no TLS", serve: says("HTTP/1.1 400 Bad\r\n\r\n"),
+			cause: "wechat:443: tls: first record does not look like a TLS handshake" + direct},
+	}
+	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) {
-				s.check("x", "two", test.wait, 1, 1)
-				s.check("x", "two", 0, 0, 0)
-				time.Sleep(30*time.Second - time.Millisecond)
-				s.check("x", "two", 0, 0, 0)
-				time.Sleep(time.Second)
-				var retry sync.WaitGroup
-				retry.Go(func() { s.post("x") })
-				time.Sleep(time.Second)
-				if test.wait > 0 {
-					s.check("x", "two", 0, 1, 0) // while another exchange tries the first again
+			synctest.Test(t, func(t *testing.T) {
+				s := newService(t, 20*time.Second, "https://wechat")
+				s.leads(0, test.err, test.serve)
+				if test.proxy != "" && test.cause != machine {
+					test.cause = "the proxy proxy:1 " + test.cause
 				}
-				retry.Wait()
-				s.fakes[0].dials.Store(0)
-				s.check("x", "two", 0, 0, 0)
-				time.Sleep(31 * time.Second)
-				s.fakes[0].connect.Store(up)
-				s.check("x", "one", 0, 1, 0)
-				s.check("x", "one", 0, 0, 0)
-				if got := strings.Count(s.log.String(), "out of reach"); got != 1 {
-					t.Errorf("got %d lines of that in the log, want 1:\n%s", got, s.log)
+				if test.proxy != "" {
+					s.bases[0].proxy = must(url.Parse(test.proxy))
 				}
-			}, named("one", test.connect), named("two", up))
+				if got := s.post(leakCode).brief(); got != breaks {
+					t.Errorf("got %s, want %s", got, breaks)
+				}
+				if got := strings.Contains(s.log.String(), `"WeChat is out of reach","host":"wechat"`); got != (test.cause != machine) {
+					t.Errorf("got log\n%s\nwant a line that it is out of reach: %t", s.log, !got)
+				}
+				if got := s.log.next(t, "request")["cause"]; got != test.cause {
+					t.Errorf("got cause\n%s, want\n%s", got, test.cause)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				defer cancel()
+				if _, f := s.exchange(ctx, leakCode); f.cause != test.cause {
+					t.Errorf("got cause\n%s with less time, want\n%s", f.cause, test.cause)
+				}
+				checkNoLeak(t, "log", s.log.String())
+			})
 		})
 	}
 }
 
-func TestAllPassedOver(t *testing.T) {
+// TestSeveralCauses has no connection to two base URLs, which are said to be out of reach once.
+func TestSeveralCauses(t *testing.T) {
 	t.Parallel()
-	inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) {
-		for range 2 {
-			s.check("x", "502 wechat_unreachable", 2*time.Second, 1, 1)
+	synctest.Test(t, func(t *testing.T) {
+		s := newService(t, 5*time.Second, "http://two", "http://one")
+		s.leads(0, context.DeadlineExceeded, nil)
+		s.leads(1, syscall.ECONNREFUSED, nil)
+		const remedy = ": check the firewall, what WX_BASE_URL leads to, and whether this network needs HTTP_PROXY"
+		const both = "one:80: connection refused" + remedy + "; two:80: no answer in time" + remedy
+		const proxy = "the proxy proxy:1 cannot be reached (connection refused): start it, or fix HTTP_PROXY"
+		for _, want := range []string{both, both, proxy} {
+			if want == proxy {
+				for i, b := range s.bases {
+					s.leads(i, syscall.ECONNREFUSED, nil)
+					b.proxy = &url.URL{Scheme: "http", Host: "proxy:1"}
+				}
+			}
+			if s.post("x"); !strings.HasSuffix(s.log.String(), `"cause":"`+want+`"}`+"\n") {
+				t.Errorf("got log\n%s\nwant cause %s", s.log, want)
+			}
 		}
-		const remedy = ": check the firewall, or set HTTP_PROXY if this network needs a proxy"
-		if cause := s.log.next(t, "request")["cause"]; cause != "one:80: connection refused"+remedy+"; two:80: no answer in time"+remedy {
-			t.Errorf("got cause %q, want both base URLs in it", cause)
+		if got := strings.Count(s.log.String(), "out of reach"); got != 2 {
+			t.Errorf("got %d lines of that in the log, want 2:\n%s", got, s.log)
 		}
-		s.fakes[1].connect.Store(up)
-		s.check("x", "two", 0, 1, 1)
-		s.check("x", "two", 0, 0, 0)
-		for _, b := range s.bases { // a proxy fails for all alike
-			b.proxy = &url.URL{Scheme: "http", Host: "proxy:1"}
-			b.transport.CloseIdleConnections()
-		}
-		s.fakes[1].connect.Store(refuses)
-		s.check("x", "502 wechat_unreachable", 0, 1, 1)
-		const want = `"cause":"the proxy proxy:1 cannot be reached (connection refused): start it, or fix HTTP_PROXY"}` + "\n"
-		if got := s.log.String(); !strings.HasSuffix(got, want) {
-			t.Errorf("got log\n%s\nwant %s at its end", got, want)
-		}
-	}, named("one", refuses), named("two", silent))
+	})
 }
 
-func TestTimeout(t *testing.T) {
+// TestCertificateOfWeChat has certificates that are and are not good, directly and behind a proxy.
+func TestCertificateOfWeChat(t *testing.T) {
 	t.Parallel()
-	inBubble(t, time.Second, oneTwo, func(t *testing.T, s *service) { // over before the first has failed
-		s.check("x", "504 wechat_timeout", time.Second, 1, 0)
-		s.check("x", "two", 0, 0, 1)
-	}, named("one", silent), named("two", up))
-	inBubble(t, 30*time.Second, oneTwo, func(t *testing.T, s *service) { // slow DNS, say: it is the only limit
-		s.check("x", "one", 12*time.Second, 1, 0)
-	}, named("one", takes(12*time.Second)), named("two", up))
-	inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) { // for both
-		s.check("wait", "504 wechat_timeout", 5*time.Second, 1, 1)
-	}, named("one", silent), named("two", up))
-}
-
-func TestNotPassedOver(t *testing.T) {
-	t.Parallel()
-	inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) { // the caller hung up
-		ctx, hangUp := context.WithCancel(t.Context())
-		time.AfterFunc(500*time.Millisecond, hangUp)
-		if _, f := s.client.openID(ctx, "x"); f == nil || f.word != "client_closed_request" {
-			t.Errorf("got %v, want client_closed_request", f)
-		}
-		s.fakes[0].connect.Store(up)
-		s.check("x", "one", 0, 2, 0)
-	}, named("one", silent), named("two", up))
-	inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) { // there was a connection
-		s.check("wait", "504 wechat_timeout", 5*time.Second, 1, 0)
-		s.check("x", "one", time.Second, 1, 0)
-	}, named("one", takes(time.Second)), named("two", up))
-}
-
-// TestTurns has many exchanges at a time, and again: connections are bounded, used again, and given up in time.
-func TestTurns(t *testing.T) {
-	t.Parallel()
-	for maxInflight, want := range map[int]int{1: 256, 1024: 256, 2000: 500} {
-		if got := cap(newClient(config{maxInflight: maxInflight}, nil, nil).turns); got != want {
-			t.Errorf("got %d turns with MAX_INFLIGHT=%d, want %d", got, maxInflight, want)
-		}
+	const hour, remedy = time.Hour, ": check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
+	const dated = "wechat: the certificate has expired or is not yet valid" + remedy
+	tests := []struct {
+		name, host string // of the certificate
+		unknown    bool   // its authority
+		proxy      *url.URL
+		from, to   time.Duration
+		cause      string
+	}{
+		{name: "good", host: "wechat", from: -hour, to: hour},
+		{name: "unknown authority", host: "wechat", unknown: true, from: -hour, to: hour,
+			cause: "wechat: x509: certificate signed by unknown authority" + remedy},
+		{name: "expired", host: "wechat", from: -hour, to: -time.Second, cause: dated},
+		{name: "of tomorrow", host: "wechat", from: hour, to: 2 * hour, cause: dated},
+		{name: "for another host, behind a proxy", host: "proxy", proxy: &url.URL{Scheme: "http", Host: "proxy"}, from: -hour, to: hour,
+			cause: "wechat: x509: certificate is valid for proxy, not wechat" + remedy + "; a proxy that intercepts TLS needs its CA here"},
 	}
-	inBubble(t, 10*time.Second, oneTwo, func(t *testing.T, s *service) {
-		all := func(n int, code string) {
-			var callers sync.WaitGroup
-			for range n {
-				callers.Go(func() { s.post(code) })
-			}
-			callers.Wait()
-		}
-		for _, want := range []int64{256, 0} {
-			all(300, "slow")
-			if got := s.fakes[0].dials.Swap(0); got != want {
-				t.Errorf("got %d dials for 300 exchanges at a time, want %d", got, want)
-			}
-		}
-		time.Sleep(49 * time.Second)
-		s.check("x", "one", 0, 0, 0)
-		time.Sleep(51 * time.Second)
-		s.check("x", "one", 0, 1, 0)
-		go all(256, "wait")
-		time.Sleep(time.Second)
-		s.fakes[0].dials.Store(0)
-		s.check("x", "503 overloaded", 5*time.Second, 0, 0)
-		if cause := s.log.String(); !strings.Contains(cause, "all turns were taken for half of WX_TIMEOUT: WeChat is slow") {
-			t.Errorf("got log\n%s\nwant the turns in it", cause)
-		}
-		ctx, hangUp := context.WithTimeout(t.Context(), time.Second)
-		defer hangUp()
-		if _, f := s.client.openID(ctx, "x"); f == nil || f.word != "client_closed_request" {
-			t.Errorf("got %v for a caller who hangs up in line, want client_closed_request", f)
-		}
-		time.Sleep(10 * time.Second)
-		s.check("x", "one", 0, 1, 0) // and no base URL is passed over
-	}, named("one", up), named("two", up))
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s, ca, roots, now := newService(t, 20*time.Second, "https://wechat"), newAuthority(t), x509.NewCertPool(), time.Now()
+				leaf := ca.sign(t, &x509.Certificate{DNSNames: []string{test.host}, NotBefore: now.Add(test.from),
+					NotAfter: now.Add(test.to)})
+				pair := tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: ca.key}
+				if !test.unknown {
+					roots.AddCert(ca.cert)
+				}
+				s.bases[0].transport.TLSClientConfig, s.bases[0].proxy = &tls.Config{RootCAs: roots}, test.proxy
+				s.leads(0, nil, func(conn net.Conn) {
+					if test.proxy != nil {
+						says("HTTP/1.1 200 OK\r\n\r\n")(conn)
+					}
+					says(whole)(tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{pair}}))
+				})
+				got, cause := s.post("x").brief(), s.log.String()
+				if (got == success) != (test.cause == "") || !strings.Contains(cause, `"cause":"`+test.cause+`"}`) && got != success {
+					t.Errorf("got %s and log\n%s\nwant cause %s", got, cause, test.cause)
+				}
+			})
+		})
+	}
 }
 
 func TestRequestToWeChat(t *testing.T) {
 	t.Parallel()
-	const strange = `&=+%#?/\;:@!$'()*,[]{}|^~<>"` + "`"
+	const strange, otherAppID = `&=+%#?/\;:@!$'()*,[]{}|^~<>"` + "`", "wxfedcba9876543210"
 	tests := []struct{ name, prefix, appSecret, code, path string }{
 		{name: "plain", appSecret: "0123456789abcdef", code: "0a1B2c", path: "/sns/jscode2session"},
 		{name: "slash", prefix: "/", appSecret: "b", code: "c", path: "/sns/jscode2session"},
@@ -511,23 +642,27 @@ func TestRequestToWeChat(t *testing.T) {
 	wechat := newWeChat(t, func(w http.ResponseWriter, r *http.Request) { requests <- r; echo(w, r) })
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			s := newService(t, 10*time.Second, wechat+test.prefix)
-			s.query = newClient(config{appID: testAppID, appSecret: test.appSecret}, nil, nil).query
-			if got := s.post(test.code); got.OpenID != test.code {
-				t.Fatalf("got %d %s, want the openid", got.status, got.body)
-			}
-			r := <-requests
-			path, query, _ := strings.Cut(r.RequestURI, "?")
-			want := url.Values{"appid": {testAppID}, "secret": {test.appSecret}, "js_code": {test.code}, "grant_type": {"authorization_code"}}
-			if values, err := url.ParseQuery(query); r.Method != "GET" || path != test.path || err != nil || !reflect.DeepEqual(values, want) {
-				t.Errorf("got %s %s, want GET %s with %v", r.Method, r.RequestURI, test.path, want)
-			}
-			if !regexp.MustCompile(`^[\w.~%+&=-]*$`).MatchString(query) {
-				t.Errorf("got query %s, want all else escaped", query)
-			}
-			header := http.Header{"User-Agent": {"Go-http-client/1.1"}} // and so no length of a body
-			if !reflect.DeepEqual(r.Header, header) || r.TransferEncoding != nil || r.Host != strings.TrimPrefix(wechat, "http://") {
-				t.Errorf("got header %v, Host %s and Transfer-Encoding %v, want %v alone", r.Header, r.Host, r.TransferEncoding, header)
+			appSecrets := map[string]string{testAppID: test.appSecret, otherAppID: testSecret}
+			wx := newClient(config{appIDs: []string{testAppID, otherAppID}, appSecrets: []string{test.appSecret, testSecret},
+				timeout: 10 * time.Second, maxInflight: 1}, []*url.URL{must(url.Parse(wechat + test.prefix))}, nil)
+			for appID, appSecret := range appSecrets {
+				if got, f := wx.openID(t.Context(), appID, test.code); got.OpenID != test.code {
+					t.Fatalf("got %v and %v, want the openid", got, f)
+				}
+				r := <-requests
+				path, query, _ := strings.Cut(r.RequestURI, "?")
+				want := url.Values{"appid": {appID}, "secret": {appSecret}, "js_code": {test.code}, "grant_type": {"authorization_code"}}
+				values, err := url.ParseQuery(query)
+				if r.Method != "GET" || path != test.path || err != nil || !reflect.DeepEqual(values, want) {
+					t.Errorf("got %s %s, want GET %s with %v", r.Method, r.RequestURI, test.path, want)
+				}
+				if !regexp.MustCompile(`^[\w.~%+&=-]*$`).MatchString(query) {
+					t.Errorf("got query %s, want all else escaped", query)
+				}
+				header := http.Header{"User-Agent": {"Go-http-client/1.1"}} // and so no length of a body
+				if !reflect.DeepEqual(r.Header, header) || r.TransferEncoding != nil || r.Host != strings.TrimPrefix(wechat, "http://") {
+					t.Errorf("got header %v, Host %s and Transfer-Encoding %v, want %v alone", r.Header, r.Host, r.TransferEncoding, header)
+				}
 			}
 		})
 	}
@@ -542,9 +677,13 @@ func FuzzReply(f *testing.F) {
 		f.Add([]byte(reply))
 	}
 	f.Fuzz(func(t *testing.T, reply []byte) {
-		s, wechat := newService(t, 10*time.Second, "http://wechat"), newFake(up, nil).once(writes(string(reply)))
-		s.bases[0].transport.DialContext = wechat.dial
-		got, asked := s.post(leakCode), wechat.asked.Load()
+		s, asked := newService(t, 10*time.Second, "http://wechat"), 0
+		s.leads(0, nil, answersEach(func(conn net.Conn) {
+			asked++
+			conn.Write(reply)
+			conn.Close()
+		}))
+		got := s.post(leakCode)
 		checkNoLeak(t, "log", s.log.String())
 		if asked != 1 || (got.OpenID == "") != (got.status != 200) {
 			t.Errorf("got %d %s after %d requests, want an openid or a failure after one", got.status, got.body, asked)
