@@ -3,36 +3,42 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
 
+// Two mini programs.
 const (
-	testAppID  = "wx0123456789abcdef"
-	testSecret = "5ecef00dfeedfacea1b2c3d4e5f6a7b8"
-	nobody     = "http://127.0.0.1:1" // where nothing listens
+	testAppID   = "wx0123456789abcdef"
+	testSecret  = "5ecef00dfeedfacea1b2c3d4e5f6a7b8"
+	otherAppID  = "wxfedcba9876543210"
+	otherSecret = "0ddba11c0ffee0ddba11c0ffee0ddba1"
+
+	nobody = "http://127.0.0.1:1" // where nothing listens
 )
 
-// TestMain keeps what is set in the developer's environment out of the tests. With WXOPENID_ARGS
-// this binary is the program, so that a test can have it in a process of its own.
+// TestMain keeps what is set in the developer's environment out of the tests. With WXOPENID_ARGS this binary is the
+// program, so that a test can have it in a process of its own.
 func TestMain(m *testing.M) {
 	if args, ok := os.LookupEnv("WXOPENID_ARGS"); ok {
 		os.Args = append(os.Args[:1], strings.Fields(args)...)
 		main()
 	}
-	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "all_proxy",
-		"WX_APPID", "WX_APPSECRET", "WX_APPSECRET_FILE", "ADDR", "WX_BASE_URL", "WX_TIMEOUT", "MAX_INFLIGHT", "MAX_CONNS",
-		"TLS_CERT", "TLS_KEY"} {
+	for _, name := range append(settingNames, "https_proxy", "http_proxy", "no_proxy", "ALL_PROXY", "all_proxy") {
 		os.Unsetenv(name)
 	}
 	os.Exit(m.Run())
@@ -55,20 +61,20 @@ func credentials(more ...string) map[string]string {
 	return env
 }
 
-// getenv looks variables up in env, with a free port for ADDR by default. A WX_APPID by default keeps a developer's own
-// .env out of the tests.
+// several returns an environment with two AppIDs and more.
+func several(more ...string) map[string]string {
+	ids, secrets := testAppID+","+otherAppID, testSecret+","+otherSecret
+	return credentials(append([]string{"WX_APPID", ids, "WX_APPSECRET", secrets}, more...)...)
+}
+
+// getenv looks variables up in env. Unless that says otherwise, ADDR is a free port, and there is an AppID, so that no
+// test reads a developer's own .env.
 func getenv(env map[string]string) func(string) string {
 	return func(name string) string {
-		value, ok := env[name]
-		switch {
-		case ok:
+		if value, ok := env[name]; ok {
 			return value
-		case name == "ADDR":
-			return "127.0.0.1:0"
-		case name == "WX_APPID":
-			return testAppID
 		}
-		return ""
+		return map[string]string{"ADDR": "127.0.0.1:0", "WX_APPID": testAppID}[name]
 	}
 }
 
@@ -90,52 +96,39 @@ func startProgram(t testing.TB, env map[string]string, args ...string) *program 
 	go func() { exit <- run(ctx, args, getenv(env), p.out, p.log) }()
 	p.stop = sync.OnceValue(func() int { cancel(); return <-exit })
 	t.Cleanup(func() { p.stop() })
-	p.listening(t, env)
-	return p
+	return p.listening(t, env)
 }
 
 // startProcess runs the program in a process of its own until the test ends.
 func startProcess(t testing.TB, env map[string]string, args string) *program {
 	t.Helper()
-	p := startProcessTo(t, nil, env, args)
-	p.listening(t, env)
-	return p
-}
-
-// startProcessTo has the log go to a file, if there is one, and does not wait for it.
-func startProcessTo(t testing.TB, log *os.File, env map[string]string, args string) *program {
-	t.Helper()
 	if runtime.GOOS == "windows" {
 		t.Skip("a process cannot be told to stop there")
 	}
-	p := &program{out: &output{}, log: &output{}, cmd: exec.Command(os.Args[0])}
+	p := &program{out: &output{}, log: &output{}, cmd: exec.Command(must(os.Executable()))}
 	p.cmd.Env = append(os.Environ(), "WXOPENID_ARGS="+args, "ADDR=127.0.0.1:0", "WX_APPID="+testAppID)
 	for name, value := range env {
 		p.cmd.Env = append(p.cmd.Env, name+"="+value)
 	}
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.log
-	if log != nil {
-		p.cmd.Stderr = log
-	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(0, p.cmd.Start())
 	p.stop = sync.OnceValue(func() int {
 		p.cmd.Process.Signal(os.Interrupt)
 		p.cmd.Wait()
 		return p.cmd.ProcessState.ExitCode()
 	})
 	t.Cleanup(func() { p.cmd.Process.Kill(); p.stop() })
-	return p
+	return p.listening(t, env)
 }
 
-func (p *program) listening(t testing.TB, env map[string]string) {
+func (p *program) listening(t testing.TB, env map[string]string) *program {
 	t.Helper()
 	p.addr = p.log.next(t, "listening")["addr"].(string)
 	p.url = "http://" + p.addr
 	if env["TLS_CERT"] != "" {
 		p.url = "https://" + p.addr
 	}
+	return p
 }
 
 // runToEnd runs the program where it ends by itself, with the exit code wanted.
@@ -154,12 +147,16 @@ func runToEnd(t *testing.T, want int, env map[string]string, args ...string) (st
 type output struct {
 	mu   sync.Mutex
 	text string
-	read int // bytes that next has passed
+	read int  // bytes that next has passed
+	gone bool // what is written is refused
 }
 
 func (o *output) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.gone {
+		return 0, io.ErrClosedPipe
+	}
 	o.text += string(p)
 	return len(p), nil
 }
@@ -189,46 +186,15 @@ func (o *output) next(t testing.TB, msg string) map[string]any {
 	return nil
 }
 
-// warnings returns the msg of each log line of level WARN, but for those of requests.
-func (o *output) warnings() (messages []string) {
-	for line := range strings.Lines(o.String()) {
+// warnings returns the msg of each line of level WARN, but for those of requests.
+func warnings(log string) (messages []string) {
+	for line := range strings.Lines(log) {
 		var record struct{ Level, Msg string }
 		if json.Unmarshal([]byte(line), &record) == nil && record.Level == "WARN" && record.Msg != "request" {
 			messages = append(messages, record.Msg)
 		}
 	}
 	return messages
-}
-
-func TestFlags(t *testing.T) {
-	t.Parallel()
-	const help = "-sandbox -check -healthy -version WX_APPID WX_APPSECRET WX_APPSECRET_FILE ADDR :2020 127.0.0.1:2020 WX_BASE_URL " +
-		wechatURLs + " WX_TIMEOUT 5s MAX_INFLIGHT 1024 MAX_CONNS 10000 TLS_CERT TLS_KEY"
-	tests := []struct {
-		args           string
-		code           int
-		stdout, stderr string // words in them; none if and only if there is nothing
-	}{
-		{args: "-version", stdout: "wxopenid " + runtime.Version()},
-		{args: "-h", stdout: help},
-		{args: "-sandbx", code: 2, stderr: "-sandbox -h"},
-		{args: "-check=hunter2", code: 2, stderr: "-sandbox -h"},
-		{args: "sandbox", code: 2, stderr: "-sandbox"},
-		{args: "hunter2", code: 2, stderr: "no other word. environment variables"},
-		{args: "-sandbox -check", code: 2, stderr: "one flag, such as"},
-		{args: "", code: 2, stderr: "WX_APPSECRET -sandbox"},
-	}
-	for _, test := range tests {
-		t.Run(test.args, func(t *testing.T) {
-			t.Parallel()
-			stdout, stderr := runToEnd(t, test.code, nil, strings.Fields(test.args)...)
-			checkWords(t, "standard output", stdout, test.stdout)
-			checkWords(t, "standard error", stderr, test.stderr)
-			if strings.Contains(stdout+stderr, "hunter2") {
-				t.Errorf("got %q, want no word that may be a secret", stdout+stderr)
-			}
-		})
-	}
 }
 
 // checkWords wants all of the words in text, and no text if there are none.
@@ -244,35 +210,66 @@ func checkWords(t testing.TB, where, text, words string) {
 	}
 }
 
+// TestFlags has no environment, since none of these reads a setting.
+func TestFlags(t *testing.T) {
+	t.Parallel()
+	version := fmt.Sprintf(`^wxopenid \S+( [0-9a-f]{12})? \(%s %s/%s\)\n$`, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	tests := []struct {
+		args   string
+		stdout string // a pattern, or nothing where they are refused
+	}{
+		{args: "-version", stdout: version},
+		{args: "--version", stdout: version},
+		{args: "-h", stdout: `(?s)-check\s.*-healthy\s.*-sandbox\s.*-version\s.*` + regexp.QuoteMeta(settingsHelp)},
+		{args: "-sandbx"},
+		{args: "-check=hunter2"},
+		{args: "hunter2"},
+		{args: "-sandbox hunter2"},
+		{args: "-sandbox -check"},
+	}
+	for _, test := range tests {
+		var stdout, stderr bytes.Buffer
+		code, wantCode, want := run(t.Context(), strings.Fields(test.args), nil, &stdout, &stderr), 0, ""
+		if test.stdout == "" {
+			wantCode, want = 2, "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment "+
+				"variables, or lines of the file .env: see wxopenid -h.\n"
+		}
+		if code != wantCode || stderr.String() != want || !regexp.MustCompile(cmp.Or(test.stdout, "^$")).Match(stdout.Bytes()) {
+			t.Errorf("%s: got %d, %q and %q, want %d, %q and %q", test.args, code, &stdout, &stderr, wantCode, test.stdout, want)
+		}
+	}
+}
+
 // TestCheck has another program listen on ADDR, since -check opens no listener.
 func TestCheck(t *testing.T) {
 	t.Parallel()
+	const accepted = "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"
+	const otherAccepted = "WeChat accepts the AppID " + otherAppID + " and its AppSecret.\n"
 	cert, key := newPair(t)
 	tests := []struct {
-		name   string
-		wechat http.HandlerFunc
-		more   map[string]string
-		code   int
-		stdout string
-		stderr string // its last line; the warnings come before
+		name           string
+		wechat         http.HandlerFunc
+		more           map[string]string
+		stdout, stderr string // stderr without the warnings, which come first
+		warning        string
 	}{
-		{name: "code unknown", wechat: refuse(40029),
-			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
-		{name: "code used", wechat: refuse(40163),
-			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
-		{name: "sandbox", wechat: fakeWeChat(testAppID).ServeHTTP,
-			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
-		{name: "busy", wechat: refuse(-1), code: 1, stderr: "errcode -1: WeChat is busy: try again in a moment."},
-		{name: "frequency", wechat: refuse(45011), more: map[string]string{"WX_APPSECRET": "odd"}, code: 1,
-			stderr: "errcode 45011: WeChat limits the calls of a minute: try again in a minute."},
-		{name: "an openid", wechat: say(`{"openid":"o"}`), code: 1,
-			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL."},
-		{name: "no connection", code: 1,
-			stderr: "127.0.0.1:1: connection refused: check the firewall, or set HTTP_PROXY if this network needs a proxy."},
-		{name: "no certificate", wechat: refuse(40029), more: map[string]string{"TLS_CERT": key, "TLS_KEY": cert}, code: 1,
-			stderr: "TLS_CERT and TLS_KEY cannot be used"},
-		{name: "odd AppSecret", wechat: refuse(40029), more: map[string]string{"WX_APPSECRET": "odd"},
-			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
+		{name: "code unknown", wechat: refuse(40029), stdout: accepted},
+		{name: "code used", wechat: refuse(40163), stdout: accepted},
+		{name: "two", wechat: fakeWeChat(several()).ServeHTTP, more: several(), stdout: accepted + otherAccepted},
+		{name: "one of two", wechat: fakeWeChat(credentials("WX_APPID", otherAppID, "WX_APPSECRET", otherSecret)).ServeHTTP,
+			more: several(), stdout: otherAccepted, stderr: "AppID " + testAppID + ": errcode 40013: WeChat does not know the " +
+				"AppID: copy it again from mp.weixin.qq.com, 开发管理.\n"},
+		{name: "busy", wechat: refuse(-1), stderr: "errcode -1: WeChat is busy: try again in a moment.\n"},
+		{name: "frequency", wechat: refuse(45011),
+			stderr: "errcode 45011: WeChat limits the calls of a minute: try again in a minute.\n"},
+		{name: "an openid", wechat: say(`{"openid":"o"}`),
+			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
+		{name: "no connection", stderr: "127.0.0.1:1: connection refused: check the firewall, what WX_BASE_URL leads to, and " +
+			"whether this network needs HTTP_PROXY.\n"},
+		{name: "no certificate", more: map[string]string{"TLS_CERT": cert + "0", "TLS_KEY": key},
+			stderr: "TLS_CERT cannot be read (no such file or directory): name a PEM file that this user may read\n"},
+		{name: "odd AppSecret", wechat: refuse(40029), more: map[string]string{"WX_APPSECRET": "odd"}, stdout: accepted,
+			warning: "WX_APPSECRET does not look like an AppSecret (32 of 0-9a-f): copy it again"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -280,16 +277,10 @@ func TestCheck(t *testing.T) {
 			wechat := newWeChat(t, test.wechat)
 			env := credentials("WX_BASE_URL", wechat, "ADDR", strings.TrimPrefix(wechat, "http://"))
 			maps.Copy(env, test.more)
-			stdout, stderr := runToEnd(t, test.code, env, "-check")
-			warning, last := "", stderr
-			if test.more["WX_APPSECRET"] != "" {
-				warning, last, _ = strings.Cut(stderr, "\n")
-			}
-			if stdout != test.stdout || !strings.HasPrefix(last, test.stderr) || (last == "") != (test.code == 0) {
-				t.Errorf("got %q and %q, want %q and %q", stdout, stderr, test.stdout, test.stderr)
-			}
-			if strings.Contains(warning, "AppSecret does not look like one") != (test.more["WX_APPSECRET"] != "") {
-				t.Errorf("got %q, want the warnings of a start first", stderr)
+			stdout, stderr := runToEnd(t, min(len(test.stderr), 1), env, "-check")
+			last := stderr[strings.LastIndex(stderr, "}\n")+1:]
+			if stdout != test.stdout || strings.TrimLeft(last, "\n") != test.stderr || strings.Join(warnings(stderr), "") != test.warning {
+				t.Errorf("got %q and %q, want %q, %q and %q", stdout, stderr, test.stdout, test.warning, test.stderr)
 			}
 		})
 	}
@@ -300,8 +291,9 @@ func TestCheckInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	env := credentials("WX_BASE_URL", newWeChat(t, func(w http.ResponseWriter, r *http.Request) { cancel(); hang(w, r) }))
 	var stderr bytes.Buffer
-	if code := run(ctx, []string{"-check"}, getenv(env), io.Discard, &stderr); code != 1 || !strings.HasPrefix(stderr.String(), "Stopped") {
-		t.Errorf("got exit code %d and %q, want 1 and that it was stopped", code, &stderr)
+	code := run(ctx, []string{"-check"}, getenv(env), io.Discard, &stderr)
+	if want := "Stopped before WeChat answered: run -check again.\n"; code != 1 || stderr.String() != want {
+		t.Errorf("got exit code %d and %q, want 1 and %q", code, &stderr, want)
 	}
 }
 
@@ -313,47 +305,62 @@ func TestHealthy(t *testing.T) {
 	other := strings.TrimPrefix(newWeChat(t, http.NotFound), "http://")
 	tests := []struct {
 		name, addr, cert string
-		code             int
-		words            string
+		stderr           string // words in it, or nothing where the service is up
 	}{
 		{name: "HTTP", addr: plain},
 		{name: "HTTPS", addr: secure, cert: cert},
-		{name: "HTTPS of an HTTP service", addr: plain, cert: cert, code: 1, words: "TLS_CERT"},
-		{name: "nobody", addr: "127.0.0.1:1", code: 1, words: "ADDR refused start"},
-		{name: "another program", addr: other, code: 1, words: "ADDR another program 404"},
-		{name: "bad ADDR", addr: plain + "\r", code: 1, words: "ADDR CR"},
+		{name: "HTTPS of an HTTP service", addr: plain, cert: cert, stderr: "TLS_CERT"},
+		{name: "nobody", addr: "127.0.0.1:1", stderr: "ADDR refused start"},
+		{name: "another program", addr: other, stderr: "ADDR another program 404"},
+		{name: "bad ADDR", addr: plain + "\r", stderr: "ADDR CR"},
+		{name: "bad TLS_CERT", addr: plain, cert: `"x"`, stderr: "TLS_CERT quotes"},
 	}
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			stdout, stderr := runToEnd(t, test.code, map[string]string{"ADDR": test.addr, "TLS_CERT": test.cert}, "-healthy")
-			checkWords(t, "standard output", stdout, "")
-			checkWords(t, "standard error", stderr, test.words)
-		})
+		env := map[string]string{"ADDR": test.addr, "TLS_CERT": test.cert, "WX_TIMEOUT": "not looked at"}
+		stdout, stderr := runToEnd(t, min(len(test.stderr), 1), env, "-healthy")
+		checkWords(t, "standard output", stdout, "")
+		checkWords(t, test.name, stderr, test.stderr)
 	}
 }
 
 // TestLogWithoutReader has the log's pipe closed, which ends other programs by SIGPIPE.
 func TestLogWithoutReader(t *testing.T) {
 	t.Parallel()
-	read, write, _ := os.Pipe()
-	p := startProcessTo(t, write, nil, "-sandbox")
-	write.Close()
-	in := bufio.NewReader(read)
-	for p.addr == "" {
-		var record struct{ Addr string }
-		json.Unmarshal(must(in.ReadBytes('\n')), &record)
-		p.addr = record.Addr
-	}
-	p.url = "http://" + p.addr
-	read.Close()
-	for range 2 {
+	p := startProcess(t, nil, "-sandbox")
+	p.log.mu.Lock()
+	p.log.gone = true
+	p.log.mu.Unlock()
+	for range 20 { // the first closes the pipe
 		if got := post(t, p.url+"/openid", `{"code":"the code is a mock one"}`); got.status != 200 {
-			t.Errorf("got %d %s, want 200", got.status, got.body)
+			t.Fatalf("got %d %s, want 200", got.status, got.body)
 		}
 	}
 	if code := p.stop(); code != 0 {
 		t.Errorf("got exit code %d, want 0", code)
 	}
+}
+
+// TestSecondSignal ends a stop that is held up, by requests whose log lines nobody reads.
+func TestSecondSignal(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, nil, "-sandbox")
+	p.log.mu.Lock()
+	defer p.log.mu.Unlock()
+	sendRaw(t, p, strings.Repeat("GET / HTTP/1.1\r\nHost: x\r\n\r\n", 500))
+	exited := make(chan *os.ProcessState, 1)
+	go func() { exited <- must(p.cmd.Process.Wait()) }()
+	for range 1000 {
+		p.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case state := <-exited:
+			if status, _ := state.Sys().(syscall.WaitStatus); !status.Signaled() {
+				t.Errorf("got %v, want the end by a signal", state)
+			}
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	t.Error("got no end in 10 s, want it at the second signal")
 }
 
 func TestLogOnTerminal(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"io"
 	"log/slog"
 	"math/big"
@@ -22,7 +21,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,21 +42,19 @@ type authority struct {
 func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	a := &authority{key: must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
-	a.cert = a.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)})
+	a.cert = &x509.Certificate{Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true}
+	a.cert = a.sign(time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	return a
 }
 
 // sign signs a certificate for 127.0.0.1. The first is the authority's own.
-func (a *authority) sign(t testing.TB, template *x509.Certificate) *x509.Certificate {
-	t.Helper()
-	template.SerialNumber, _ = rand.Int(rand.Reader, big.NewInt(1<<62))
-	template.IPAddresses = append(template.IPAddresses, net.IPv4(127, 0, 0, 1))
-	parent := a.cert
-	if parent == nil {
-		parent = template
+func (a *authority) sign(from, to time.Time) *x509.Certificate {
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "leaf"}, NotBefore: from, NotAfter: to,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	if a.cert.Raw == nil {
+		template.Subject, template.IsCA, template.BasicConstraintsValid = a.cert.Subject, true, true
 	}
-	return must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, template, parent, a.key.Public(), a.key))))
+	return must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, template, a.cert, a.key.Public(), a.key))))
 }
 
 // write writes certificates and the key to PEM files, whose names it returns.
@@ -85,37 +81,27 @@ func newPair(t testing.TB) (certFile, keyFile string) {
 func TestStartFails(t *testing.T) {
 	t.Parallel()
 	busy := must(net.Listen("tcp", "127.0.0.1:0"))
-	t.Cleanup(func() { busy.Close() })
+	defer busy.Close()
 	cert, key := newPair(t)
 	_, otherKey := newPair(t)
+	const another = "ADDR stop other program another ADDR this machine free port"
 	tests := []struct {
-		name  string
 		env   map[string]string
 		words string
 	}{
-		{name: "port in use", env: credentials("ADDR", busy.Addr().String()), words: "ADDR in use another ADDR"},
-		{name: "address of another machine", env: credentials("ADDR", "192.0.2.1:2020"),
-			words: "ADDR cannot assign another ADDR address of this machine"},
-		{name: "no such host", env: credentials("ADDR", "wxopenid.invalid:2020"),
-			words: "ADDR wxopenid.invalid another ADDR"},
-		{name: "no certificate", env: credentials("TLS_CERT", cert+"0", "TLS_KEY", key), words: "TLS_CERT read PEM"},
-		{name: "no key", env: credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), words: "TLS_KEY read PEM"},
-		{name: "key for certificate", env: credentials("TLS_CERT", key, "TLS_KEY", key), words: "TLS_CERT certificate"},
-		{name: "key of another certificate", env: credentials("TLS_CERT", cert, "TLS_KEY", otherKey),
-			words: "TLS_KEY match"},
+		{env: credentials("ADDR", busy.Addr().String()), words: another + " in use"},
+		{env: credentials("ADDR", "192.0.2.1:2020"), words: another + " assign"},
+		{env: credentials("TLS_CERT", cert+"0", "TLS_KEY", key), words: "TLS_CERT cannot be read PEM"},
+		{env: credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), words: "TLS_KEY cannot be read PEM"},
+		{env: credentials("TLS_CERT", key, "TLS_KEY", key), words: "TLS_CERT certificate PEM"},
+		{env: credentials("TLS_CERT", cert, "TLS_KEY", otherKey), words: "TLS_KEY match leaf first"},
 	}
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			stdout, stderr := runToEnd(t, 1, test.env)
-			if stdout != "" || strings.Count(stderr, "\n") != 1 || strings.HasPrefix(stderr, "{") {
-				t.Errorf("got %q and %q, want nothing and one plain line", stdout, stderr)
-			}
-			checkWords(t, "standard error", stderr, test.words)
-			if strings.Contains(stderr, key) {
-				t.Errorf("got %q, want no path in it", stderr)
-			}
-		})
+		stdout, stderr := runToEnd(t, 1, test.env)
+		checkWords(t, "standard error", stderr, test.words)
+		if stdout != "" || strings.Count(stderr, "\n") != 1 || strings.HasPrefix(stderr, "{") || strings.Contains(stderr, key) {
+			t.Errorf("got %q and %q, want one plain line without a path", stdout, stderr)
+		}
 	}
 }
 
@@ -135,8 +121,8 @@ func (b *bubble) Accept() (net.Conn, error) {
 func (b *bubble) Close() error   { defer func() { recover() }(); close(b.conns); return nil } // a second time, too
 func (b *bubble) Addr() net.Addr { return &net.TCPAddr{} }
 
-// startInBubble serves until ctx is done.
-func startInBubble(t *testing.T, ctx context.Context, c config) *bubble {
+// startInBubble serves until ctx is done, with the handler given or its own.
+func startInBubble(t *testing.T, ctx context.Context, c config, h *handler) *bubble {
 	t.Helper()
 	c.addr, c.maxConns = "127.0.0.1:0", cmp.Or(c.maxConns, 10)
 	log := slog.New(slog.DiscardHandler)
@@ -145,20 +131,15 @@ func startInBubble(t *testing.T, ctx context.Context, c config) *bubble {
 	l.Listener.Close()
 	l.Listener = b
 	var serving sync.WaitGroup
-	serving.Go(func() { b.served <- serve(ctx, c, l, log, io.Discard) })
-	t.Cleanup(serving.Wait)
+	serving.Go(func() {
+		if h == nil {
+			b.served <- serve(ctx, c, l, log, io.Discard)
+		} else {
+			b.served <- newServer(c, h, l, log).Serve(l)
+		}
+	})
+	t.Cleanup(func() { b.Close(); serving.Wait() })
 	return b
-}
-
-// serveInBubble serves h until the test ends. It returns the places of its connections, too.
-func serveInBubble(t *testing.T, timeout time.Duration, h *handler) (*bubble, chan struct{}) {
-	t.Helper()
-	b := &bubble{conns: make(chan net.Conn)}
-	l := &listener{Listener: b, places: make(chan struct{}, 10), stop: t.Context().Done()}
-	server := newServer(config{timeout: timeout}, h, l, slog.New(slog.DiscardHandler))
-	go server.Serve(l)
-	t.Cleanup(func() { server.Close() })
-	return b, l.places
 }
 
 // dial returns a connection to the server, on which text was sent.
@@ -181,170 +162,124 @@ func readAnswer(t *testing.T, conn net.Conn) result {
 	return read(t, must(http.ReadResponse(bufio.NewReader(conn), &http.Request{})))
 }
 
-// TestStop has a connection of some kind when the program is told to stop.
+// TestStop has a connection of some kind when the program is told to stop. An answer after that is the last.
 func TestStop(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
-		name, sent string
-		timeout    time.Duration // WX_TIMEOUT
-		took       time.Duration // until it has stopped, at most
-		cut        bool          // a request was cut off
+		name    string
+		dials   bool
+		sent    string        // before
+		late    string        // half a second after
+		took    time.Duration // until it has stopped, at most
+		limited bool          // so that a request is cut off
 	}{
-		{name: "none", timeout: time.Minute, took: 10 * time.Millisecond},
-		{name: "unused", sent: "-", timeout: time.Minute, took: 7 * time.Second}, // net/http waits 5 s for its first request
-		{name: "kept", sent: getHealthz, timeout: time.Minute, took: 2 * time.Second},
-		{name: "request under way", sent: halfBody, timeout: 10 * time.Second, took: 16 * time.Second},
-		{name: "request under way beyond the limit", sent: halfBody, timeout: 8 * time.Second, took: 14 * time.Second,
-			cut: true},
+		{name: "none", took: 10 * time.Millisecond},
+		{name: "unused", dials: true, took: 7 * time.Second}, // net/http waits 5 s for its first request
+		{name: "kept", dials: true, sent: getHealthz, took: 2 * time.Second},
+		{name: "kept and used", dials: true, sent: getHealthz, late: getHealthz, took: 2 * time.Second},
+		{name: "request under way", dials: true, sent: halfBody, late: `{"cod":"xx"}`, took: 2 * time.Second},
+		{name: "request beyond the limit", dials: true, sent: halfBody, took: 14 * time.Second, limited: true},
 	}
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ctx, cancel := context.WithCancel(t.Context())
-				b := startInBubble(t, ctx, config{timeout: test.timeout})
-				if test.sent != "" {
-					go io.Copy(io.Discard, b.dial(t, strings.TrimPrefix(test.sent, "-")))
+		synctest.Test(t, func(t *testing.T) {
+			ctx, stop := context.WithCancel(t.Context())
+			b := startInBubble(t, ctx, config{timeout: 8 * time.Second}, nil)
+			var conn net.Conn
+			if test.dials {
+				conn = b.dial(t, test.sent)
+			}
+			if test.sent == getHealthz && readAnswer(t, conn).last {
+				t.Errorf("%s: got the connection closed, want it kept", test.name)
+			}
+			synctest.Wait()
+			start := time.Now()
+			stop()
+			if test.late != "" {
+				time.Sleep(time.Second / 2)
+				io.WriteString(conn, test.late)
+				if got := readAnswer(t, conn); !got.last {
+					t.Errorf("%s: got %s and the connection kept, want it closed", test.name, got.said())
 				}
-				synctest.Wait()
-				start := time.Now()
-				cancel()
-				if err := <-b.served; (err != nil) != test.cut {
-					t.Errorf("got error %v, want one: %t", err, test.cut)
-				}
-				if took := time.Since(start); took > test.took {
-					t.Errorf("took %v, want %v at most", took, test.took)
-				}
-			})
+			}
+			if err, took := <-b.served, time.Since(start); (err != nil) != test.limited || took > test.took {
+				t.Errorf("%s: got error %v after %v, want one: %t, after %v at most", test.name, err, took, test.limited, test.took)
+			}
 		})
 	}
 }
 
-// TestStopClosesKeptConnections asks on a kept connection before and after the program is told to stop.
-func TestStopClosesKeptConnections(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		b := startInBubble(t, ctx, config{timeout: time.Second})
-		conn := b.dial(t, getHealthz)
-		if got := readAnswer(t, conn); got.status != 200 || got.last {
-			t.Errorf("got %d, the last on its connection: %t, want 200 and false", got.status, got.last)
-		}
-		cancel()
-		time.Sleep(500 * time.Millisecond)
-		io.WriteString(conn, getHealthz)
-		if got := readAnswer(t, conn); got.status != 200 || !got.last {
-			t.Errorf("got %d, the last on its connection: %t, want 200 and true", got.status, got.last)
-		}
-		if err := <-b.served; err != nil {
-			t.Errorf("got %v, want no error", err)
-		}
-	})
-}
-
-// TestConnectionTimes has connections that nobody uses, and a request whose answer nobody reads.
-func TestConnectionTimes(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name, sent string
-		idle       bool          // the answer is read
-		kept       time.Duration // for so long the connection is kept, and not much longer
-	}{
-		{name: "unused", kept: headerTimeout},
-		{name: "half a header", sent: getHealthz[:20], kept: headerTimeout},
-		{name: "kept", sent: getHealthz, idle: true, kept: keepAlive},
-		{name: "not read", sent: getHealthz, kept: bodyTimeout + time.Second + answerTimeout},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := startInBubble(t, t.Context(), config{timeout: time.Second})
-				conn := b.dial(t, test.sent)
-				if test.idle {
-					readAnswer(t, conn)
-				}
-				time.Sleep(test.kept - time.Second)
-				conn.SetWriteDeadline(time.Now().Add(time.Millisecond))
-				if _, err := conn.Write([]byte("GET")[:0]); errors.Is(err, io.ErrClosedPipe) {
-					t.Errorf("got the connection closed after %v, want it kept", test.kept-time.Second)
-				}
-				time.Sleep(2 * time.Second)
-				conn.SetReadDeadline(time.Now().Add(time.Millisecond))
-				if _, err := io.Copy(io.Discard, conn); err != nil {
-					t.Errorf("got error %v after %v, want the connection closed", err, test.kept+time.Second)
-				}
-			})
-		})
-	}
-}
-
-// TestStopDuringExchange has the answer of a request that was under way close its connection, too.
-func TestStopDuringExchange(t *testing.T) {
-	t.Parallel()
-	asked, release := make(chan bool), make(chan bool)
-	p := startProgram(t, credentials("WX_BASE_URL", newWeChat(t, func(w http.ResponseWriter, r *http.Request) {
-		asked <- true
-		<-release
-		echo(w, r)
-	})))
-	answered := make(chan result)
-	go func() { answered <- readAnswer(t, sendRaw(t, p, halfBody+`{"code":"l"}`)) }()
-	<-asked
-	stopped := make(chan int)
-	go func() { stopped <- p.stop() }()
-	untilRefused(p)
-	close(release)
-	if got := <-answered; got.OpenID != "l" || !got.last {
-		t.Errorf("got %d %s, the last on its connection: %t, want the openid and true", got.status, got.body, got.last)
-	}
-	if code := <-stopped; code != 0 {
-		t.Errorf("got exit code %d, want 0; the log is:\n%s", code, p.log)
-	}
-}
-
-// untilRefused waits until p accepts no connections.
-func untilRefused(p *program) {
-	for {
-		conn, err := net.Dial("tcp", p.addr)
-		if err != nil {
-			return
-		}
-		conn.Close()
-		time.Sleep(time.Millisecond)
-	}
-}
-
-// TestStopCutsOff has the program say so before its limit, as half a body never becomes a whole one.
+// TestStopCutsOff has the program say so, as half a body never becomes a whole one.
 func TestStopCutsOff(t *testing.T) {
 	t.Parallel()
-	p := startProcess(t, map[string]string{"WX_TIMEOUT": "10ms"}, "-sandbox")
+	p := startProgram(t, map[string]string{"WX_TIMEOUT": "10ms"}, "-sandbox")
 	sendRaw(t, p, halfBody+"{")
 	runToEnd(t, 0, map[string]string{"ADDR": p.addr}, "-healthy") // in its turn, and so after that
-	if code := p.stop(); code != 1 || !strings.Contains(p.log.String(), "have been cut off") {
-		t.Errorf("got exit code %d and log\n%s\nwant 1 and what was cut off", code, p.log)
+	if code, cause := p.stop(), p.log.next(t, "stopped")["cause"]; code != 1 ||
+		cause != "requests that were still under way have been cut off" {
+		t.Errorf("got exit code %d and cause %v, want 1 and what was cut off", code, cause)
 	}
 }
 
-func TestSecondSignal(t *testing.T) {
+// TestTimes has connections, and how long it takes until the server closes them. It asks its own sandbox, by itself.
+func TestTimes(t *testing.T) {
 	t.Parallel()
-	p := startProcess(t, nil, "-sandbox")
-	conn := sendRaw(t, p, strings.Replace(halfBody, "\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n", 1))
-	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") {
-		t.Fatalf("got %q, error %v, want 100 Continue", line, err)
+	sandbox := func(code string) string {
+		return "GET " + wechatPath + "?" + codeQuery(code) + " HTTP/1.1\r\nHost: x\r\n\r\n"
 	}
-	p.cmd.Process.Signal(syscall.SIGTERM)
-	untilRefused(p)
-	exited := make(chan int)
-	go func() { exited <- p.stop() }()
-	for {
-		p.cmd.Process.Signal(syscall.SIGTERM) // the second, or one after it
-		select {
-		case <-exited:
-			if got, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !got.Signaled() {
-				t.Errorf("got %v with a request under way, want the end by a signal", p.cmd.ProcessState)
+	tests := []struct {
+		name   string
+		parts  []string      // of the request
+		pause  time.Duration // behind each
+		deaf   bool          // the answer is not read
+		want   string        // in what the server sends
+		logged float64       // duration_ms
+		closed time.Duration // or half a second later
+	}{
+		{name: "unused", closed: 15 * time.Second},
+		{name: "half a header", parts: []string{getHealthz[:20]}, closed: 15 * time.Second},
+		{name: "kept", parts: []string{getHealthz}, want: "ok", closed: 65 * time.Minute},
+		{name: "not read", parts: []string{getHealthz}, deaf: true, closed: 80 * time.Second},
+		{name: "body that stalls", parts: []string{halfBody}, want: "did not arrive", logged: 15_000, closed: 15 * time.Second},
+		{name: "body that trickles", parts: append([]string{halfBody}, strings.Split(`{"code":" `, "")...), pause: 2 * time.Second,
+			want: "did not arrive", logged: 15_000, closed: 15 * time.Second},
+		{name: "body that is not read", parts: []string{strings.Replace(halfBody, "/openid", "/", 1)}, want: "not_found",
+			closed: 15 * time.Second},
+		{name: "a time each", parts: []string{halfBody[:30], halfBody[30:], `{"cod":"xx"}`}, pause: 14 * time.Second, want: "no code",
+			logged: 14_000, closed: 28*time.Second + 65*time.Minute},
+		{name: "exchange", parts: []string{strings.Replace(halfBody, "12", "28", 1) + `{"code":"sandbox:delay=30s"}`},
+			want: `{"openid":"o`, logged: 30_000, closed: 30*time.Second + 65*time.Minute},
+		{name: "delay", parts: []string{sandbox("sandbox:delay=3s")}, want: `"openid":"o`, closed: 3*time.Second + 65*time.Minute},
+		{name: "longest delay", parts: []string{sandbox("sandbox:delay=24h")}, want: `"openid":"o`, closed: 75 * time.Minute},
+	}
+	for _, test := range tests {
+		synctest.Test(t, func(t *testing.T) {
+			log := &output{}
+			h := newHandler("http://wechat", log)
+			h.sandbox = fakeWeChat(credentials())
+			b := startInBubble(t, t.Context(), config{timeout: time.Minute}, h)
+			h.wechat.bases[0].dial = func(context.Context, string, string) (net.Conn, error) { return b.dial(t, ""), nil }
+			conn, start := b.dial(t, ""), time.Now()
+			go func() {
+				for _, part := range test.parts {
+					io.WriteString(conn, part)
+					time.Sleep(test.pause)
+				}
+			}()
+			if test.deaf {
+				time.Sleep(test.closed + time.Second/2)
 			}
-			return
-		case <-time.After(10 * time.Millisecond):
-		}
+			got, _ := io.ReadAll(conn)
+			took := time.Since(start)
+			if !strings.Contains(string(got), test.want) || test.want == "" && len(got) > 0 || took < test.closed ||
+				took > test.closed+time.Second/2 {
+				t.Errorf("%s: got %q and the end after %v, want %q, %v", test.name, got, took, test.want, test.closed)
+			}
+			if test.logged != 0 {
+				if got := log.next(t, "request")["duration_ms"]; got != test.logged {
+					t.Errorf("%s: got duration_ms %v, want %v", test.name, got, test.logged)
+				}
+			}
+		})
 	}
 }
 
@@ -360,70 +295,52 @@ func TestMaxConns(t *testing.T) {
 		{name: "handshake that never ends", sent: "\x16\x03", cert: cert, key: key},
 	}
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ctx, cancel := context.WithCancel(t.Context())
-				b := startInBubble(t, ctx, config{timeout: time.Minute, maxConns: 2, tlsCert: test.cert, tlsKey: test.key})
-				dial := func() net.Conn {
-					conn := b.dial(t, test.sent)
-					go io.Copy(io.Discard, conn)
-					return conn
+		synctest.Test(t, func(t *testing.T) {
+			ctx, stop := context.WithCancel(t.Context())
+			b := startInBubble(t, ctx, config{timeout: time.Minute, maxConns: 2, tlsCert: test.cert, tlsKey: test.key}, nil)
+			dial := func() net.Conn {
+				conn := b.dial(t, test.sent)
+				go io.Copy(io.Discard, conn)
+				return conn
+			}
+			first, second := dial(), dial()
+			for range 3 { // places are given back, and each once
+				var third net.Conn
+				go func() { third = dial() }()
+				synctest.Wait()
+				early := third != nil
+				first.Close()
+				synctest.Wait()
+				if early || third == nil {
+					t.Fatalf("%s: got a third connection before one was closed: %t, and after: %t", test.name, early, third != nil)
 				}
-				first, second := dial(), dial()
-				for range 3 { // places are given back, and each once
-					var third net.Conn
-					go func() { third = dial() }()
-					synctest.Wait()
-					if third != nil {
-						t.Error("got a connection accepted with all places taken, want it to wait")
-					}
-					first.Close()
-					synctest.Wait()
-					if third == nil {
-						t.Fatal("got no connection accepted after one was closed, want the one that waits")
-					}
-					first, second = second, third
-				}
-				start := time.Now()
-				cancel() // while it waits for a place
-				if err, took := <-b.served, time.Since(start); err != nil || took > keepAlive/2 {
-					t.Errorf("got error %v after %v, want none, and soon", err, took)
-				}
-			})
+				first, second = second, third
+			}
+			start := time.Now()
+			stop() // while it waits for a place
+			if err, took := <-b.served, time.Since(start); err != nil || took > keepAlive/2 {
+				t.Errorf("%s: got error %v after %v, want none, and soon", test.name, err, took)
+			}
 		})
 	}
 }
 
+// TestHTTPS has good and bad handshakes, and load balancers' TCP checks, which send nothing and end in one of three ways.
 func TestHTTPS(t *testing.T) {
 	t.Parallel()
 	cert, key := newPair(t)
-	p := startProgram(t, map[string]string{"TLS_CERT": cert, "TLS_KEY": key}, "-sandbox")
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(must(os.ReadFile(cert)))
+	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
 	for version, ok := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
-		transport := &http.Transport{DisableKeepAlives: true,
-			TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: version, MaxVersion: version}}
-		resp, err := (&http.Client{Transport: transport}).Post(p.url+"/openid", "", strings.NewReader(`{"code":"`+mockCode+`"}`))
+		conn, err := tls.Dial("tcp", p.addr, &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version})
 		if (err == nil) != ok {
 			t.Errorf("got error %v with TLS version %x, want one: %t", err, version, !ok)
-		} else if err == nil && read(t, resp).status != 200 {
-			t.Errorf("got status %d, want 200", resp.StatusCode)
+		}
+		if err == nil {
+			io.WriteString(conn, getHealthz)
+			readAnswer(t, conn)
+			conn.Close()
 		}
 	}
-	p.stop() // after which the line of the failed handshake is written
-	if got := strings.Join(p.log.warnings(), "\n"); strings.Count(got, "TLS handshake error") != 1 {
-		t.Errorf("got warnings\n%s\nwant one of the handshake that failed", got)
-	}
-	if got := p.out.String(); !strings.Contains(got, "curl -k -d ") || !strings.Contains(got, p.url+"/openid") {
-		t.Errorf("got %q on standard output, want a curl command for HTTPS", got)
-	}
-}
-
-// TestSilentConnectionToHTTPS is a load balancer's TCP check, which ends in one of three ways.
-func TestSilentConnectionToHTTPS(t *testing.T) {
-	t.Parallel()
-	cert, key := newPair(t)
-	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
 	sendRaw(t, p, "").Close()
 	reset := sendRaw(t, p, "")
 	reset.SetLinger(0)
@@ -431,77 +348,71 @@ func TestSilentConnectionToHTTPS(t *testing.T) {
 	sendRaw(t, p, "").CloseWrite()
 	runToEnd(t, 0, map[string]string{"ADDR": p.addr, "TLS_CERT": cert}, "-healthy") // in its turn, and so after those
 	p.stop()
-	p.stop()
-	if got := p.log.warnings(); len(got) > 0 {
-		t.Errorf("got warnings %q, want none", got)
+	if got := warnings(p.log.String()); len(got) != 1 || !strings.Contains(got[0], "TLS handshake error") {
+		t.Errorf("got warnings %q, want one of the handshake that failed", got)
 	}
 	for _, end := range []string{"read tcp: i/o timeout", "wsarecv: An existing connection was forcibly closed by the remote host."} {
 		log := &output{}
 		serverLog{slog.New(slog.NewJSONHandler(log, nil))}.Write([]byte("http: TLS handshake error from 127.0.0.1:1: " + end + "\n"))
-		if log.String() != "" {
-			t.Errorf("got log %s, want nothing", log)
-		}
+		checkWords(t, "the log", log.String(), "")
 	}
 }
 
-// TestCertificate renews the files of a certificate, and breaks them.
+// TestCertificate renews the files of a certificate, and breaks them. What there is to say is said once.
 func TestCertificate(t *testing.T) {
-	t.Parallel()
-	root, dir := newAuthority(t), t.TempDir()
-	leaf := func(end int) *x509.Certificate { // of life, in a bubble that begins in 2000
-		return root.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Date(end, 1, 1, 0, 0, 0, 0, time.UTC)})
+	t.Setenv("GODEBUG", "x509keypairleaf=0") // no certificate comes with its Leaf
+	a, dir := newAuthority(t), t.TempDir()
+	at := func(year, hour int) time.Time { return time.Date(year, 1, 1, hour, 0, 0, 0, time.UTC) } // a bubble begins in 2000
+	good, better := a.sign(at(1999, 0), at(2001, 0)), a.sign(at(1999, 0), at(2002, 0))
+	expired, soon, short := a.sign(at(1998, 0), at(1999, 0)), a.sign(at(1999, 0), at(2000, 2)), a.sign(at(2000, 0), at(2000, 3))
+	certFile, keyFile := a.write(t, dir, good, a.cert)
+	chain := func(certs ...*x509.Certificate) func() { return func() { a.write(t, dir, certs...) } }
+	breakIt, wait := func() { writeFile(t, keyFile, "broken") }, func(d time.Duration) func() { return func() { time.Sleep(d) } }
+	const warn, stays = `level=WARN msg="`, `level=ERROR msg="the old certificate stays in use" cause="`
+	const broken = stays + "TLS_CERT and TLS_KEY cannot be used (tls: failed to find any PEM data in key input): use PEM files, leaf " +
+		`first, without password"`
+	steps := []struct {
+		name   string
+		change func()
+		want   *x509.Certificate
+		logged string // its beginning, or all of it
+	}{
+		{name: "as it was", change: func() {}, want: good},
+		{name: "renewed", change: chain(better, a.cert), want: better},
+		{name: "broken", change: breakIt, want: better, logged: broken},
+		{name: "still broken", change: breakIt, want: better},
+		{name: "repaired", change: chain(good, a.cert), want: good},
+		{name: "broken again", change: breakIt, want: good, logged: broken},
+		{name: "without its intermediate", change: chain(better), want: better,
+			logged: warn + `TLS_CERT has no intermediate certificate, so phones refuse it: use the full chain"`},
+		{name: "still without", change: chain(good), want: good},
+		{name: "expired", change: chain(expired), want: expired,
+			logged: warn + `the certificate in TLS_CERT expired on 1999-01-01 00:00:00 UTC, so phones refuse it: renew it"`},
+		{name: "self-signed", change: chain(a.cert), want: a.cert},
+		{name: "short life", change: chain(short, a.cert), want: short},
+		{name: "less than seven days to go", change: chain(soon, a.cert), want: soon,
+			logged: warn + `the certificate in TLS_CERT expires on 2000-01-01 02:00:00 UTC: renew it"`},
+		{name: "half an hour later", change: wait(time.Hour / 2), want: soon},
+		{name: "when they are over", change: wait(2 * time.Hour), want: soon,
+			logged: warn + `the certificate in TLS_CERT expired on 2000-01-01 02:00:00 UTC, so phones refuse it: renew it"`},
+		{name: "gone", change: func() { os.Remove(keyFile) }, want: soon, logged: stays + "TLS_KEY cannot be read ("},
 	}
-	first, second, third, lone, expired := leaf(2001), leaf(2002), leaf(2003), leaf(2004), leaf(1999)
-	soon := root.sign(t, &x509.Certificate{NotAfter: time.Date(2000, 1, 1, 2, 0, 0, 0, time.UTC)})
-	short := root.sign(t, &x509.Certificate{NotBefore: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
-		NotAfter: time.Date(2000, 1, 1, 3, 0, 0, 0, time.UTC)})
-	certFile, keyFile := root.write(t, dir, first, root.cert)
 	synctest.Test(t, func(t *testing.T) {
 		log := &output{}
-		c := must(newCertificate(config{tlsCert: certFile, tlsKey: keyFile}, slog.New(slog.NewJSONHandler(log, nil))))
+		c := must(newCertificate(config{tlsCert: certFile, tlsKey: keyFile}, slog.New(slog.NewTextHandler(log, nil))))
 		ctx, cancel := context.WithCancel(t.Context())
 		go c.follow(ctx)
 		time.Sleep(time.Second) // the files change between two looks
-		steps := []struct {
-			name   string
-			change func()
-			want   *x509.Certificate
-			logged string // words in new log lines, or nothing
-		}{
-			{name: "as it was", change: func() {}, want: first},
-			{name: "renewed", change: func() { root.write(t, dir, second, root.cert) }, want: second},
-			{name: "broken", change: func() { writeFile(t, keyFile, "broken") }, want: second,
-				logged: "ERROR stays in use"},
-			{name: "still broken", change: func() {}, want: second},
-			{name: "repaired", change: func() { root.write(t, dir, third, root.cert) }, want: third},
-			{name: "broken again", change: func() { writeFile(t, keyFile, "broken") }, want: third,
-				logged: "ERROR stays in use"},
-			{name: "without its intermediate", change: func() { root.write(t, dir, lone) }, want: lone,
-				logged: "WARN intermediate"},
-			{name: "expired", change: func() { root.write(t, dir, expired, root.cert) }, want: expired,
-				logged: "WARN expired"},
-			{name: "self-signed", change: func() { root.write(t, dir, root.cert) }, want: root.cert},
-			{name: "short life", change: func() { root.write(t, dir, short, root.cert) }, want: short},
-			{name: "less than seven days to go", change: func() { root.write(t, dir, soon, root.cert) }, want: soon,
-				logged: "WARN expires on 2000-01-01 02:00:00 UTC: renew it"},
-			{name: "half an hour later", change: func() { time.Sleep(time.Hour / 2) }, want: soon},
-			{name: "when they are over", change: func() { time.Sleep(2 * time.Hour) }, want: soon,
-				logged: "WARN expired on"},
-			{name: "and later", change: func() { time.Sleep(time.Hour) }, want: soon},
-			{name: "gone", change: func() { root.write(t, dir, root.cert); time.Sleep(10 * time.Second); os.Remove(keyFile) }, want: root.cert,
-				logged: "ERROR stays in use"},
-		}
 		for _, step := range steps {
 			before := len(log.String())
 			step.change()
 			time.Sleep(10 * time.Second)
-			if pair, err := c.get(nil); err != nil || !bytes.Equal(pair.Certificate[0], step.want.Raw) {
-				t.Errorf("%s: got another certificate or error %v after 10 s", step.name, err)
+			if pair := must(c.get(nil)); !bytes.Equal(pair.Certificate[0], step.want.Raw) {
+				t.Errorf("%s: got another certificate after 10 s", step.name)
 			}
-			logged := log.String()[before:]
-			checkWords(t, step.name, logged, step.logged)
-			if strings.Count(logged, "\n") > 1 {
-				t.Errorf("%s: got log\n%swant one line at most", step.name, logged)
+			_, logged, _ := strings.Cut(log.String()[before:], " ") // without the time
+			if !strings.HasPrefix(logged, step.logged) || strings.Count(logged, "\n") != min(1, len(step.logged)) {
+				t.Errorf("%s: got log\n%swant\n%s", step.name, logged, step.logged)
 			}
 		}
 		cancel()
