@@ -313,56 +313,49 @@ func TestMessagesInChinese(t *testing.T) {
 	}
 }
 
-// TestRequestBody has the contract's table of bodies, in its order: the first row that holds is said.
+// TestRequestBody has the contract's table of bodies: the first row that holds is said.
 func TestRequestBody(t *testing.T) {
 	const form, multipart = "Content-Type: application/x-www-form-urlencoded\n", "Content-Type: Multipart/Form-Data; boundary=x\n"
 	const notString = ", not a string: send res.code of wx.login, not res."
 	long := strings.Repeat("x", 128)
-	tests := []struct {
-		message string
-		bodies  []string // behind a line with a Content-Type, if there is one
-	}{
-		{message: `There is no body: send {"code":"…"} with what wx.login gave.`, bodies: []string{"", form + " \n"}},
-		{message: `The body is a form: send JSON, {"code":"…"}, as with json in Guzzle or json= in Python's requests.`,
-			bodies: []string{"code=“x”", form + "js_code=x&code=x", form + "\xff=", multipart + "--x\r\n"}},
-		{message: "The body is not plain UTF-8 text: send UTF-8 without BOM, uncompressed.",
-			bodies: []string{"\ufeff{\"code\":\"x\"}", "\xff\xfe{\x00}\x00", "\x00{\x00}", form + "\x1f\x8b\b\x00"}},
-		{message: "The body is [object Object], an object that was not made into text: send JSON.stringify({ code }).",
-			bodies: []string{"[object Object]"}},
-		{message: `The body has Chinese punctuation: JSON needs " and : and , as in {"code":"…"}.`,
-			bodies: []string{"{“code”:“x”}", `{"code"："x"}`, `{"code":"x"，"n":"："}`, "{'code'：'x'}"}},
-		{message: `The body has no double quotes, which JSON needs and a Windows shell eats: write \" for each " in cmd.exe, ` +
-			"use Invoke-RestMethod in PowerShell, and a JSON library in a program.",
-			bodies: []string{"{code:x}", "'{code:", "{'code':'x'}", form + "{code=x}"}},
-		{message: `The body is not JSON: send one JSON object, {"code":"…"}, and nothing else.`, bodies: []string{"x", `{"code":"x"}x`,
-			`{"code":"："`, "{ // it's\n\"code\":\"x\"}", `{code: "x"}`, `{"code":"x",}`, form + `{"code":"x="`}},
-		{message: `The body is JSON but not an object: send {"code":"…"}.`, bodies: []string{`[{"code":"x"}]`, `"x"`, "null"}},
-		{message: "The code is a JSON object" + notString, bodies: []string{`{"code":{"code":"x","errMsg":"login:ok"}}`}},
-		{message: "The code is a JSON number" + notString, bodies: []string{`{"code":1}`}},
-		{message: `There is no code in the object: send {"code":"…"} with what wx.login gave.`,
-			bodies: []string{`{}`, `{"code":null,"appid":"x"}`}},
-		{message: "The code is empty: send what wx.login gave.", bodies: []string{`{"code":""}`}},
-		{message: "The code is not 1 to 128 printable ASCII characters: send what wx.login gave, unchanged.",
-			bodies: []string{`{"code":"x` + long + `"}`, `{"code":"x\u007f"}`, `{"code":"x\n"}`, `{"code":"é"}`}},
-		{message: "The appid is a JSON number, not a string: send the AppID, or leave it out.",
-			bodies: []string{`{"code":"x","appid":1}`}},
-		{message: "The appid does not look like an AppID (wx and 16 of 0-9a-f): send the mini program's, or leave it out.",
-			bodies: []string{`{"code":"x","appid":"<b>"}`, `{"code":"x","appid":"` + testAppID + `0"}`}},
-	}
 	p := startService(t, echo)
-	send := func(body string) result {
+	send := func(body string) result { // behind a line with a Content-Type, if there is one
 		var header []string
 		if first, rest, _ := strings.Cut(body, "\n"); strings.HasPrefix(first, "Content-Type: ") {
 			header, body = strings.Split(first, ": "), rest
 		}
 		return post(t, p.url+"/openid", body, header...)
 	}
-	for _, test := range tests {
-		for _, body := range test.bodies {
+	for message, bodies := range map[string][]string{
+		`There is no body: send {"code":"…"} with what wx.login gave.`: {"", form + " \n"},
+		`The body is a form: send JSON, {"code":"…"}, as with json in Guzzle or json= in Python's requests.`: {
+			"code=“x”", form + "js_code=x&code=x", form + "\xff=", multipart + "--x\r\n"},
+		"The body is not plain UTF-8 text: send UTF-8 without BOM, uncompressed.": {
+			"\ufeff{\"code\":\"x\"}", "\xff\xfe{\x00}\x00", "\x00{\x00}", form + "\x1f\x8b\b\x00"},
+		"The body is [object Object], an object that was not made into text: send JSON.stringify({ code }).": {"[object Object]“"},
+		`The body has Chinese punctuation: JSON needs " and : and , as in {"code":"…"}.`: {
+			"{“code”:“x”}", `{"code"："x"}`, `{"code":"x"，"n":"："}`, "{'code'：'x'}"},
+		`The body has no double quotes, which JSON needs and a Windows shell eats: write \" for each " in cmd.exe, use ` +
+			"Invoke-RestMethod in PowerShell, and a JSON library in a program.": {
+			"{code:x}", "'{code:", "{'code':'x'}", form + "{code=x}"},
+		`The body is not JSON: send one JSON object, {"code":"…"}, and nothing else.`: {"x", `{"code":"x"}x`, `{"code":"："`,
+			"{ // it's\n\"code\":\"x\"}", `{code: "x"}`, `{"code":"x",}`, form + `{"code":"x="`},
+		`The body is JSON but not an object: send {"code":"…"}.`:                     {`[{"code":"x"}]`, `"x"`, "null"},
+		"The code is a JSON object" + notString:                                      {`{"code":{"code":"x"}}`},
+		"The code is a JSON number" + notString:                                      {`{"code":1,"appid":"x"}`},
+		`There is no code in the object: send {"code":"…"} with what wx.login gave.`: {`{}`, `{"code":null}`},
+		"The code is empty: send what wx.login gave.":                                {`{"code":""}`},
+		"The code is not 1 to 128 printable ASCII characters: send what wx.login gave, unchanged.": {
+			`{"code":"x` + long + `"}`, `{"code":"x\u007f"}`, `{"code":"x\n"}`, `{"code":"é"}`},
+		"The appid is a JSON number, not a string: send the AppID, or leave it out.": {`{"code":"x","appid":1}`},
+		"The appid does not look like an AppID (wx and 16 of 0-9a-f): send the mini program's, or leave it out.": {
+			`{"code":"x","appid":"<b>"}`, `{"code":"x","appid":"` + testAppID + `0"}`},
+	} {
+		for _, body := range bodies {
 			got := send(body)
 			cause := checkLog(t, p, got)["cause"]
-			if got.said() != "400 invalid_request: "+test.message || cause != test.message {
-				t.Errorf("%q: got %s and cause %q, want %q", body, got.said(), cause, test.message)
+			if got.said() != "400 invalid_request: "+message || cause != message {
+				t.Errorf("%q: got %s and cause %q, want %q", body, got.said(), cause, message)
 			}
 		}
 	}

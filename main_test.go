@@ -3,12 +3,10 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -212,114 +210,83 @@ func checkWords(t testing.TB, where, text, words string) {
 
 // TestFlags has no environment, since none of these reads a setting.
 func TestFlags(t *testing.T) {
-	t.Parallel()
 	version := fmt.Sprintf(`^wxopenid \S+( [0-9a-f]{12})? \(%s %s/%s\)\n$`, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	tests := []struct {
-		args   string
-		stdout string // a pattern, or nothing where they are refused
-	}{
-		{args: "-version", stdout: version},
-		{args: "--version", stdout: version},
-		{args: "-h", stdout: `(?s)-check\s.*-healthy\s.*-sandbox\s.*-version\s.*` + regexp.QuoteMeta(settingsHelp)},
-		{args: "-sandbx"},
-		{args: "-check=hunter2"},
-		{args: "hunter2"},
-		{args: "-sandbox hunter2"},
-		{args: "-sandbox -check"},
-	}
-	for _, test := range tests {
+	const refused = "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment variables, or lines " +
+		"of the file .env: see wxopenid -h.\n"
+	for args, want := range map[string]string{ // a pattern on standard output, or nothing
+		"-version": version, "--version": version,
+		"-h":      `(?s)-check\s.*-healthy\s.*-sandbox\s.*-version\s.*` + regexp.QuoteMeta(settingsHelp),
+		"-sandbx": "", "-check=hunter2": "", "hunter2": "", "-sandbox hunter2": "", "-sandbox -check": "",
+	} {
 		var stdout, stderr bytes.Buffer
-		code, wantCode, want := run(t.Context(), strings.Fields(test.args), nil, &stdout, &stderr), 0, ""
-		if test.stdout == "" {
-			wantCode, want = 2, "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment "+
-				"variables, or lines of the file .env: see wxopenid -h.\n"
-		}
-		if code != wantCode || stderr.String() != want || !regexp.MustCompile(cmp.Or(test.stdout, "^$")).Match(stdout.Bytes()) {
-			t.Errorf("%s: got %d, %q and %q, want %d, %q and %q", test.args, code, &stdout, &stderr, wantCode, test.stdout, want)
+		code := run(t.Context(), strings.Fields(args), nil, &stdout, &stderr)
+		if good := code == 0 && stderr.String() == "" && regexp.MustCompile(want).Match(stdout.Bytes()); good != (want != "") ||
+			!good && (code != 2 || stderr.String() != refused) {
+			t.Errorf("%s: got exit code %d, %q and %q, want %q or %q", args, code, &stdout, &stderr, want, refused)
 		}
 	}
 }
 
-// TestCheck has another program listen on ADDR, since -check opens no listener.
+// TestCheck has another program listen on ADDR, since -check opens no listener. The last row is interrupted.
 func TestCheck(t *testing.T) {
-	t.Parallel()
-	const accepted = "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"
-	const otherAccepted = "WeChat accepts the AppID " + otherAppID + " and its AppSecret.\n"
-	cert, key := newPair(t)
+	const accepted, otherAccepted = "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n",
+		"WeChat accepts the AppID " + otherAppID + " and its AppSecret.\n"
+	other := credentials("WX_APPID", otherAppID, "WX_APPSECRET", otherSecret)
+	ctx, interrupt := context.WithCancel(t.Context())
 	tests := []struct {
-		name           string
 		wechat         http.HandlerFunc
-		more           map[string]string
-		stdout, stderr string // stderr without the warnings, which come first
-		warning        string
+		env            map[string]string
+		stdout, stderr string // their ends
 	}{
-		{name: "code unknown", wechat: refuse(40029), stdout: accepted},
-		{name: "code used", wechat: refuse(40163), stdout: accepted},
-		{name: "two", wechat: fakeWeChat(several()).ServeHTTP, more: several(), stdout: accepted + otherAccepted},
-		{name: "one of two", wechat: fakeWeChat(credentials("WX_APPID", otherAppID, "WX_APPSECRET", otherSecret)).ServeHTTP,
-			more: several(), stdout: otherAccepted, stderr: "AppID " + testAppID + ": errcode 40013: WeChat does not know the " +
-				"AppID: copy it again from mp.weixin.qq.com, 开发管理.\n"},
-		{name: "busy", wechat: refuse(-1), stderr: "errcode -1: WeChat is busy: try again in a moment.\n"},
-		{name: "frequency", wechat: refuse(45011),
+		{wechat: refuse(40029), env: credentials(), stdout: accepted},
+		{wechat: refuse(40163), env: credentials(), stdout: accepted},
+		{wechat: fakeWeChat(several()).ServeHTTP, env: several(), stdout: accepted + otherAccepted},
+		{wechat: fakeWeChat(other).ServeHTTP, env: several(), stdout: otherAccepted, stderr: "AppID " + testAppID + ": errcode 40013: " +
+			"WeChat does not know the AppID: copy it again from mp.weixin.qq.com, 开发管理.\n"},
+		{wechat: refuse(-1), env: credentials("WX_APPSECRET", "odd"), stderr: `,"level":"WARN","msg":"WX_APPSECRET does not look like ` +
+			"an AppSecret (32 of 0-9a-f): copy it again\"}\nerrcode -1: WeChat is busy: try again in a moment.\n"},
+		{wechat: refuse(45011), env: credentials(),
 			stderr: "errcode 45011: WeChat limits the calls of a minute: try again in a minute.\n"},
-		{name: "an openid", wechat: say(`{"openid":"o"}`),
+		{wechat: say(`{"openid":"o"}`), env: credentials(),
 			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
-		{name: "no connection", stderr: "127.0.0.1:1: connection refused: check the firewall, what WX_BASE_URL leads to, and " +
-			"whether this network needs HTTP_PROXY.\n"},
-		{name: "no certificate", more: map[string]string{"TLS_CERT": cert + "0", "TLS_KEY": key},
-			stderr: "TLS_CERT cannot be read (no such file or directory): name a PEM file that this user may read\n"},
-		{name: "odd AppSecret", wechat: refuse(40029), more: map[string]string{"WX_APPSECRET": "odd"}, stdout: accepted,
-			warning: "WX_APPSECRET does not look like an AppSecret (32 of 0-9a-f): copy it again"},
+		{env: credentials(), stderr: ": check the firewall, what WX_BASE_URL leads to, and whether this network needs HTTP_PROXY.\n"},
+		{env: credentials("TLS_CERT", "x", "TLS_KEY", "x"), stderr: ": name a PEM file that this user may read\n"},
+		{wechat: func(w http.ResponseWriter, r *http.Request) { interrupt(); hang(w, r) }, env: credentials(),
+			stderr: "Stopped before WeChat answered: run -check again.\n"},
 	}
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			wechat := newWeChat(t, test.wechat)
-			env := credentials("WX_BASE_URL", wechat, "ADDR", strings.TrimPrefix(wechat, "http://"))
-			maps.Copy(env, test.more)
-			stdout, stderr := runToEnd(t, min(len(test.stderr), 1), env, "-check")
-			last := stderr[strings.LastIndex(stderr, "}\n")+1:]
-			if stdout != test.stdout || strings.TrimLeft(last, "\n") != test.stderr || strings.Join(warnings(stderr), "") != test.warning {
-				t.Errorf("got %q and %q, want %q, %q and %q", stdout, stderr, test.stdout, test.warning, test.stderr)
-			}
-		})
-	}
-}
-
-func TestCheckInterrupted(t *testing.T) {
-	t.Parallel()
-	ctx, cancel := context.WithCancel(t.Context())
-	env := credentials("WX_BASE_URL", newWeChat(t, func(w http.ResponseWriter, r *http.Request) { cancel(); hang(w, r) }))
-	var stderr bytes.Buffer
-	code := run(ctx, []string{"-check"}, getenv(env), io.Discard, &stderr)
-	if want := "Stopped before WeChat answered: run -check again.\n"; code != 1 || stderr.String() != want {
-		t.Errorf("got exit code %d and %q, want 1 and %q", code, &stderr, want)
+		test.env["WX_BASE_URL"] = newWeChat(t, test.wechat)
+		test.env["ADDR"] = strings.TrimPrefix(test.env["WX_BASE_URL"], "http://")
+		var stdout, stderr bytes.Buffer
+		code := run(ctx, []string{"-check"}, getenv(test.env), &stdout, &stderr)
+		if code != min(len(test.stderr), 1) || stdout.String() != test.stdout || !strings.HasSuffix(stderr.String(), test.stderr) ||
+			code == 0 && stderr.Len() > 0 {
+			t.Errorf("got exit code %d, %q and %q, want %q and %q", code, &stdout, &stderr, test.stdout, test.stderr)
+		}
 	}
 }
 
 func TestHealthy(t *testing.T) {
-	t.Parallel()
 	cert, key := newPair(t)
 	plain := startProgram(t, credentials()).addr
 	secure := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key)).addr
-	other := strings.TrimPrefix(newWeChat(t, http.NotFound), "http://")
-	tests := []struct {
-		name, addr, cert string
-		stderr           string // words in it, or nothing where the service is up
+	const start = " start it, or use its ADDR and TLS_CERT."
+	for _, test := range []struct {
+		addr, cert string
+		stderr     string // words in it, or nothing where the service is up
 	}{
-		{name: "HTTP", addr: plain},
-		{name: "HTTPS", addr: secure, cert: cert},
-		{name: "HTTPS of an HTTP service", addr: plain, cert: cert, stderr: "TLS_CERT"},
-		{name: "nobody", addr: "127.0.0.1:1", stderr: "ADDR refused start"},
-		{name: "another program", addr: other, stderr: "ADDR another program 404"},
-		{name: "bad ADDR", addr: plain + "\r", stderr: "ADDR CR"},
-		{name: "bad TLS_CERT", addr: plain, cert: `"x"`, stderr: "TLS_CERT quotes"},
-	}
-	for _, test := range tests {
+		{addr: plain},
+		{addr: secure, cert: cert},
+		{addr: plain, cert: cert, stderr: start},
+		{addr: strings.TrimPrefix(nobody, "http://"), stderr: start},
+		{addr: strings.TrimPrefix(newWeChat(t, http.NotFound), "http://"), stderr: "another program 404" + start},
+		{addr: plain + "\r", stderr: "ADDR CR"},
+		{addr: plain, cert: `"x"`, stderr: "TLS_CERT quotes"},
+	} {
 		env := map[string]string{"ADDR": test.addr, "TLS_CERT": test.cert, "WX_TIMEOUT": "not looked at"}
 		stdout, stderr := runToEnd(t, min(len(test.stderr), 1), env, "-healthy")
 		checkWords(t, "standard output", stdout, "")
-		checkWords(t, test.name, stderr, test.stderr)
+		checkWords(t, "standard error", stderr, test.stderr)
 	}
 }
 
