@@ -413,7 +413,7 @@ func TestAppIDs(t *testing.T) {
 		{appid: `""`, referers: []string{fromOther}, one: has + otherAppID + fix, chosen: otherAppID},
 		{referers: []string{fromOther}, plugin: "{}", one: unknown, three: none},
 		{appid: `"touristappid"`, code: mockCode, one: has + "touristappid and this service has " + testAppID + tools,
-			three: has + "touristappid" + tools},
+			three: has + "touristappid" + noneOf},
 		{code: mockCode, one: "400 invalid_code: The code is refused" + tools, three: none},
 		{referers: []string{"https://servicewechat.com.x/" + otherAppID + page, "https://x/?" + fromOther, fromOther + "?x", host + page,
 			host + otherAppID + "/27/", host + "<b>wx</b>" + page, host + otherAppID + "0" + page}, one: unknown, three: none},

@@ -215,8 +215,8 @@ func TestFlags(t *testing.T) {
 		"of the file .env: see wxopenid -h.\n"
 	for args, want := range map[string]string{ // a pattern on standard output, or nothing
 		"-version": version, "--version": version,
-		"-h":      `(?s)-check\s.*-healthy\s.*-sandbox\s.*-version\s.*` + regexp.QuoteMeta(settingsHelp),
-		"-sandbx": "", "-check=hunter2": "", "hunter2": "", "-sandbox hunter2": "", "-sandbox -check": "",
+		"-h":      `(?s)-sandbox .*-check .*-healthy .*-version .*` + regexp.QuoteMeta(settingsHelp),
+		"-sandbx": "", "-check=hunter2": "", "hunter2": "", "-sandbox hunter2": "", "-sandbox -check": "", "--": "", "-check=false": "",
 	} {
 		var stdout, stderr bytes.Buffer
 		code := run(t.Context(), strings.Fields(args), nil, &stdout, &stderr)
