@@ -1,11 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -19,16 +19,13 @@ func load(t *testing.T, settings string, sandbox bool) (config, string) {
 		name, value, _ := strings.Cut(setting, "=")
 		if name == "FILE" {
 			file := filepath.Join(t.TempDir(), "hunter2 密钥")
-			writeFile(t, file, value)
+			writeFile(file, value)
 			name, value, env["WX_APPSECRET"] = "WX_APPSECRET_FILE", file, ""
 		}
 		env[name] = value
 	}
 	c, err := loadConfig(func(name string) string { return env[name] }, sandbox)
-	if err != nil {
-		return c, err.Error()
-	}
-	return c, ""
+	return c, strings.TrimPrefix(fmt.Sprint(err), "<nil>")
 }
 
 func urls(list string) (urls []*url.URL) {
@@ -45,9 +42,11 @@ func TestSettings(t *testing.T) {
 		"WX_APPSECRET=" + otherSecret + " , " + testSecret:                  swapped,
 		"FILE=\ufeff\t" + otherSecret + "\r\n \n\ufeff" + testSecret + "\n": swapped,
 		"FILE=" + otherSecret + ", " + testSecret:                           swapped,
-		"ADDR=[::1]:65535":                  func(c *config) { c.addr = "[::1]:65535" },
-		"WX_TIMEOUT=60m":                    func(c *config) { c.timeout = time.Hour },
-		"MAX_INFLIGHT=1|MAX_CONNS=2":        func(c *config) { c.maxInflight, c.maxConns = 1, 2 },
+
+		"ADDR=[::1]:65535":           func(c *config) { c.addr = "[::1]:65535" },
+		"WX_TIMEOUT=60m":             func(c *config) { c.timeout = time.Hour },
+		"MAX_INFLIGHT=1|MAX_CONNS=2": func(c *config) { c.maxInflight, c.maxConns = 1, 2 },
+
 		"TLS_CERT=证书\u3000 1.pem|TLS_KEY=k": func(c *config) { c.tlsCert, c.tlsKey = "证书\u3000 1.pem", "k" },
 		"WX_BASE_URL=https://x:8443/wx/ , https://[2001:db8::1]/a/b,HTTPS://x": func(c *config) {
 			c.baseURLs = urls("https://x:8443/wx/,https://[2001:db8::1]/a/b,https://x")
@@ -59,68 +58,70 @@ func TestSettings(t *testing.T) {
 		want := config{appIDs: []string{testAppID, otherAppID}, appSecrets: []string{testSecret, otherSecret}, addr: ":2020",
 			baseURLs: urls(wechatURLs), timeout: 5 * time.Second, maxInflight: 1024, maxConns: 10_000}
 		differs(&want)
-		if got, problems := load(t, settings, want.sandbox); problems != "" || !reflect.DeepEqual(got, want) {
-			t.Errorf("%s: got %+v, %s, want %+v", settings, got, problems, want)
-		}
+		got, problems := load(t, settings, want.sandbox)
+		same(t, settings, problems, "")
+		same(t, settings, got, want)
 	}
 }
 
-// TestBadSettings has what is said, behind the variable, and settings of which the last is bad. Their values hold "hunter2",
-// which is never to be printed.
+// TestBadSettings has what is said, behind the variable, and settings of which the last is bad. Their values hold
+// "hunter2", which is never to be printed.
 func TestBadSettings(t *testing.T) {
-	const wholeNumber = "is not a whole number above zero: write digits only, as in "
-	const wrongCount = "has another number of entries (1) than WX_APPID (2): write one AppSecret for each AppID, in the same order"
 	for text, list := range map[string][]string{
-		"is not set: set it, or WX_APPSECRET_FILE to a file that holds it, or try it with -sandbox, which needs neither AppID nor " +
-			"AppSecret": {"WX_APPSECRET="},
+		"is not set: set it, or WX_APPSECRET_FILE to a file that holds it, or try it with -sandbox, which needs neither AppID " +
+			"nor AppSecret": {"WX_APPSECRET="},
 		"and WX_APPSECRET_FILE are both set: remove one of them": {"WX_APPSECRET_FILE=hunter2|WX_APPSECRET=hunter2"},
+
 		"is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) by : and ,": {
 			"WX_APPID=你的AppID", "ADDR=：2020"},
-		"holds an invisible character: type it anew": {
-			"WX_APPID=hunter2\u200bx", "WX_APPSECRET=\ufeffhunter2", "ADDR=:1\u00a0", "TLS_KEY=x|TLS_CERT=hunter2\x7f"},
-		"has a comment behind it: put the comment on a line of its own": {"WX_APPID=hunter2 # my app, x", "WX_TIMEOUT=5s\t#hunter2"},
-		"holds ${…}, which nothing has replaced: write the value itself": {
-			"WX_APPSECRET=${hunter2}", "TLS_KEY=x|TLS_CERT=${hunter2}"},
+		"holds an invisible character: type it anew": {"WX_APPID=hunter2\u200bx", "WX_APPSECRET=\ufeffhunter2", "ADDR=:1\u00a0",
+			"TLS_KEY=x|TLS_CERT=hunter2\x7f"},
+		"has a comment behind it: put the comment on a line of its own": {"WX_APPID=hunter2 # my app, x",
+			"WX_TIMEOUT=5s\t#hunter2"},
+		"holds ${…}, which nothing has replaced: write the value itself": {"WX_APPSECRET=${hunter2}",
+			"TLS_KEY=x|TLS_CERT=${hunter2}"},
 		"holds white space, a space or a line break: remove it": {"WX_APPID=hunter2 x", "ADDR=hunter2\n:1"},
-		"ends in a Windows line end (CR): save the file that it comes from with LF line ends": {
-			"WX_APPSECRET=\"hunter2\"\r", "TLS_KEY=x|TLS_CERT=hunter2\r\n", "HTTPS_PROXY=http://hunter2:1\r", "MAX_CONNS=\r"},
-		"has quotes around it: remove them": {
-			`WX_APPSECRET="hunter2"`, "WX_APPID=“hunter2”", "TLS_KEY=x|TLS_CERT='hunter2'", "ADDR=`hunter2`"},
+		"ends in a Windows line end (CR): save the file that it comes from with LF line ends": {"WX_APPSECRET=\"hunter2\"\r",
+			"TLS_KEY=x|TLS_CERT=hunter2\r\n", "HTTPS_PROXY=http://hunter2:1\r", "MAX_CONNS=\r"},
+		"has quotes around it: remove them": {`WX_APPSECRET="hunter2"`, "WX_APPID=“hunter2”", "TLS_KEY=x|TLS_CERT='hunter2'",
+			"ADDR=`hunter2`"},
 
 		"cannot be read (": {"WX_APPSECRET=|WX_APPSECRET_FILE=hunter2"},
-		"names a file that is empty: put the AppSecret into it":       {"FILE= \r\n\n"},
-		"names a file that has quotes around it: remove them":         {"FILE=\"hunter2\"\n"},
-		"names a file that has an empty entry: write a value there, ": {"FILE=hunter2,"},
-		"names a file in UTF-16: save it as UTF-8":                    {"FILE=\xff\xfeh\x00u\x00"},
+		"names a file that is empty: put the AppSecret into it":                  {"FILE= \r\n\n"},
+		"names a file that has quotes around it: remove them":                    {"FILE=\"hunter2\"\n"},
+		"names a file that has an empty entry: write a value there, and no comm": {"FILE=hunter2,"},
+		"names a file in UTF-16: save it as UTF-8":                               {"FILE=\xff\xfeh\x00u\x00"},
 		"names a file with more than the AppSecret: the file has to hold the AppSecret alone, without WX_APPSECRET=": {
 			"FILE=WX_APPSECRET=hunter2\n"},
 
 		"holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), and the AppSecret into WX_APPSECRET": {
 			"WX_APPID=hunter2, " + otherSecret},
 		"holds the same AppID twice: write each once": {"WX_APPID=hunter2 ,hunter2"},
-		wrongCount: {"FILE=hunter2", "WX_APPSECRET=hunter2"},
-		"has an empty entry: write a value there, and no comma at the end": {
-			"WX_APPID=a,,b", "WX_APPSECRET=hunter2, ", "WX_BASE_URL=,https://hunter2"},
+		"has another number of entries (1) than WX_APPID (2): write one AppSecret for each AppID, in the same order": {
+			"FILE=hunter2", "WX_APPSECRET=hunter2"},
+		"has an empty entry: write a value there, and no comma at the end": {"WX_APPID=a,,b", "WX_APPSECRET=hunter2, ",
+			"WX_BASE_URL=,https://hunter2"},
 
 		"is not a listen address: write host:port or :port, as in 127.0.0.1:2020 or :2020": {"ADDR=hunter2", "ADDR=:hunter2"},
-		"has a port that does not exist: the port has to be 0 to 65535":                    {"ADDR=hunter2:65536"},
-		"has no unit: write 5s or 800ms":                                                   {"WX_TIMEOUT=5"},
-		"is not a time: write 5s or 800ms":                                                 {"WX_TIMEOUT=5sec", "WX_TIMEOUT=hunter2"},
-		"is not above zero and up to 1h: write 5s or 800ms":                                {"WX_TIMEOUT=0s", "WX_TIMEOUT=1h1ns"},
-		wholeNumber + "1024":                                                               {"MAX_INFLIGHT=0"},
-		wholeNumber + "10000":                                                              {"MAX_CONNS=10_000"},
-		"and TLS_KEY belong together: set both to serve HTTPS, or neither":                 {"TLS_CERT=hunter2", "TLS_KEY=hunter2|TLS_CERT="},
 
+		"has a port that does not exist: the port has to be 0 to 65535":    {"ADDR=hunter2:65536"},
+		"has a port that does not exist: the port has to be 1 to 65535":    {"WX_BASE_URL=https://hunter2:65536"},
+		"has no unit: write 5s or 800ms":                                   {"WX_TIMEOUT=5"},
+		"is not a time: write 5s or 800ms":                                 {"WX_TIMEOUT=5sec", "WX_TIMEOUT=hunter2"},
+		"is not above zero and up to 1h: write 5s or 800ms":                {"WX_TIMEOUT=0s", "WX_TIMEOUT=1h1ns"},
+		"is not a whole number above zero: write digits only, as in 1024":  {"MAX_INFLIGHT=0"},
+		"is not a whole number above zero: write digits only, as in 10000": {"MAX_CONNS=10_000"},
+		"and TLS_KEY belong together: set both to serve HTTPS, or neither": {"TLS_CERT=x", "TLS_KEY=x|TLS_CERT="},
 		"holds the path of the API: leave /sns/jscode2session out, since wxopenid adds it": {
 			"WX_BASE_URL=https://x,https://hunter2/sns/jscode2session/"},
-		"has a port that does not exist: the port has to be 1 to 65535": {"WX_BASE_URL=https://hunter2:65536"},
 		"is not a list of base URLs: write https://host or https://host/prefix, with commas": {"WX_BASE_URL=hunter2",
 			"WX_BASE_URL=ftp://hunter2", "WX_BASE_URL=https://:443/hunter2", "WX_BASE_URL=https://x:hunter2@x",
 			"WX_BASE_URL=https://hunter2?x"},
-		"is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 for %, %23 for # and %3F " +
-			"for ?": {"HTTPS_PROXY=http://u:hunter2%@x:80", "HTTPS_PROXY=http://u:77#hunter2@x:80", "HTTPS_PROXY=:7890x",
-			"HTTPS_PROXY=http://u:77?hunter2@x:80", "HTTPS_PROXY=hunter2:", "HTTPS_PROXY=hunter2:70000", "https_proxy=http:/hunter2",
-			"HTTPS_PROXY=socks4://hunter2:1", "WX_BASE_URL=http://192.0.2.1|HTTP_PROXY=socks://hunter2:1"},
+		"is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 for %, %23 for # and " +
+			"%3F for ?": {"HTTPS_PROXY=http://u:hunter2%@x:80", "HTTPS_PROXY=http://u:77#hunter2@x:80", "HTTPS_PROXY=:7890x",
+			"HTTPS_PROXY=http://u:77?hunter2@x:80", "HTTPS_PROXY=hunter2:", "HTTPS_PROXY=hunter2:70000",
+			"HTTPS_PROXY=socks4://hunter2:1", "https_proxy=http:/hunter2",
+			"WX_BASE_URL=http://192.0.2.1|HTTP_PROXY=socks://hunter2:1"},
 	} {
 		for _, settings := range list {
 			name, _, _ := strings.Cut(settings[strings.LastIndex(settings, "|")+1:], "=")
@@ -140,9 +141,7 @@ func TestBadSettings(t *testing.T) {
 func checkNoValue(t *testing.T, text string) {
 	t.Helper()
 	for _, value := range []string{"hunter2", "你的", testSecret, otherSecret, testAppID, otherAppID, "/tmp"} {
-		if strings.Contains(text, value) {
-			t.Errorf("got %q, want no value in it", text)
-		}
+		same(t, text, strings.Contains(text, value), false)
 	}
 }
 
@@ -152,32 +151,30 @@ func TestBadSettingsAllAtOnce(t *testing.T) {
 		env[name] = "hunter2\x01"
 	}
 	stdout, stderr := runToEnd(t, 2, env)
-	checkNoValue(t, stdout+stderr)
-	if strings.Count(stderr, "\n") != len(env)-1 || stdout != "" { // of the two for the AppSecret one
-		t.Errorf("got %q and %q, want a line for each of %v", stdout, stderr, env)
-	}
+	checkNoValue(t, stderr)
+	same(t, stderr, []any{strings.Count(stderr, "\n"), stdout}, []any{len(env) - 1, ""}) // two for the AppSecret are one
 }
 
 func TestWarnings(t *testing.T) {
 	const id, secret = "does not look like an AppID (wx and 16 of 0-9a-f): copy it again from mp.weixin.qq.com, 开发管理",
 		"does not look like an AppSecret (32 of 0-9a-f): copy it again"
+	const plain = "WX_BASE_URL: the AppSecret travels unencrypted to "
 	for settings, want := range map[string]string{
-		"WX_APPID=wx0123456789ABCDEF|WX_APPSECRET=" + testSecret:              "WX_APPID " + id,
-		"WX_APPID=" + testAppID + ",odd":                                      "WX_APPID, number 2, " + id,
-		"WX_APPID=" + testAppID + "|WX_APPSECRET=odd":                         "WX_APPSECRET " + secret,
-		"WX_APPSECRET=odd," + testSecret:                                      "WX_APPSECRET, number 1, " + secret,
-		"FILE=" + testSecret + "\nodd":                                        "WX_APPSECRET_FILE, number 2, " + secret,
-		"WX_BASE_URL=http://192.0.2.2:80/wx,https://x":                        "WX_BASE_URL: the AppSecret travels unencrypted to 192.0.2.2:80: write https",
-		"WX_BASE_URL=http://127.0.0.1.x":                                      "WX_BASE_URL: the AppSecret travels unencrypted to 127.0.0.1.x: write https",
-		"all_proxy=x":                                                         "ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through it",
+		"WX_APPID=wx0123456789ABCDEF|WX_APPSECRET=" + testSecret:                                       "WX_APPID " + id,
+		"WX_APPID=" + testAppID + ",odd":                                                               "WX_APPID, number 2, " + id,
+		"WX_APPID=" + testAppID + "|WX_APPSECRET=odd":                                                  "WX_APPSECRET " + secret,
+		"WX_APPSECRET=odd," + testSecret:                                                               "WX_APPSECRET, number 1, " + secret,
+		"FILE=" + testSecret + "\nodd":                                                                 "WX_APPSECRET_FILE, number 2, " + secret,
+		"WX_BASE_URL=http://192.0.2.2:80/wx,https://x":                                                 plain + "192.0.2.2:80: write https",
+		"WX_BASE_URL=http://127.0.0.1.x":                                                               plain + "127.0.0.1.x: write https",
+		"WX_BASE_URL=http://127.0.0.1,http://localhost:1,https://[::1]|HTTP_PROXY=x:y|HTTPS_PROXY=x:y": "",
+
+		"all_proxy=x": "ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through it",
 		"ALL_PROXY=x|https_proxy=socks5h://u:p@127.0.0.1:1/":                  "",
 		"ALL_PROXY=x|HTTPS_PROXY=127.0.0.1:7890|HTTP_PROXY=socks4://not.used": "",
-		"WX_BASE_URL=http://127.0.0.1:1,http://localhost:1,https://[::1]|HTTP_PROXY=x:y|HTTPS_PROXY=x:y": "",
 	} {
 		c, problems := load(t, settings, false)
-		if got := strings.Join(c.warnings, "\n") + problems; got != want {
-			t.Errorf("%s: got %q, want %q", settings, got, want)
-		}
+		same(t, settings, strings.Join(c.warnings, "\n")+problems, want)
 	}
 }
 
@@ -187,7 +184,8 @@ func TestDotEnv(t *testing.T) {
 	for _, name := range settingNames {
 		t.Setenv(name, "") // until the test ends, since that of a proxy is set
 	}
-	tests := []struct {
+	const bad = " is not written as NAME=value in line 2 of .env: write "
+	for _, test := range []struct {
 		content string
 		env     map[string]string
 		want    string // settings from the file, or what is wrong with it
@@ -206,69 +204,60 @@ func TestDotEnv(t *testing.T) {
 		{content: "ADDR=:1\nHTTPS_PROXY=a:1\nWX_TIMEOUT=2s", want: "WX_TIMEOUT=2s",
 			env: map[string]string{"ADDR": ":2", "https_proxy": "b:1", "WX_TIMEOUT": ""}},
 		{content: "ADDR: x\nWX_BASE_URL=x\nHTTPS_PROXY=x", env: credentials()},
-		{content: "X: 1\nMAX_CONNS: hunter2",
-			want: "MAX_CONNS is not written as NAME=value in line 2 of .env: write MAX_CONNS= and the value"},
-		{content: "KEY=\"---\nexport http_proxy hunter2\n---\"",
-			want: "HTTP_PROXY is not written as NAME=value in line 2 of .env: write HTTP_PROXY= and the value"},
+		{content: "X: 1\nMAX_CONNS: hunter2", want: "MAX_CONNS" + bad + "MAX_CONNS= and the value"},
+		{content: "KEY=\"---\nexport http_proxy hunter2\n---\"", want: "HTTP_PROXY" + bad + "HTTP_PROXY= and the value"},
 		{content: "\xff\xfeA\x00D\x00D\x00R\x00", want: ".env is in UTF-16: save it as UTF-8"},
-	}
-	for _, test := range tests {
-		writeFile(t, ".env", test.content)
-		settings, got := newSettings(func(name string) string { return test.env[name] }), []string(nil)
-		for _, name := range settings.fromFile {
-			got = append(got, name+"="+settings.get(name))
+	} {
+		writeFile(".env", test.content)
+		s, got := newSettings(func(name string) string { return test.env[name] }), []string(nil)
+		for _, name := range s.fromFile {
+			got = append(got, name+"="+s.get(name))
 		}
-		for _, err := range settings.problems {
+		for _, err := range s.problems {
 			got = append(got, err.Error())
 		}
-		if strings.Join(got, " ") != test.want {
-			t.Errorf("%q: got %q, want %q", test.content, got, test.want)
-		}
+		same(t, test.content, strings.Join(got, " "), test.want)
 	}
 }
 
 // TestNoDotEnv has no such file, then one with another name, then one that cannot be read.
 func TestNoDotEnv(t *testing.T) {
 	t.Chdir(t.TempDir())
-	const instead, try = "set it to the mini program's AppID (mp.weixin.qq.com, 开发管理), in the environment or in .env",
-		", or try it with -sandbox, which needs neither AppID nor AppSecret\n"
 	none := map[string]string{"WX_APPID": ""}
-	for _, what := range []string{instead, "rename .env.txt to .env, the only name that is read"} {
+	for _, what := range []string{"set it to the mini program's AppID (mp.weixin.qq.com, 开发管理), in the environment or in .env",
+		"rename .env.txt to .env, the only name that is read"} {
 		_, stderr := runToEnd(t, 2, none)
-		if want := "WX_APPID is not set: " + what + try; !strings.HasPrefix(stderr, want) {
-			t.Errorf("got %q, want %q", stderr, want)
-		}
-		writeFile(t, ".env.txt", "")
+		line, _, _ := strings.Cut(stderr, "\n")
+		same(t, "line", line, "WX_APPID is not set: "+what+", or try it with -sandbox, which needs neither AppID nor AppSecret")
+		writeFile(".env.txt", "")
 	}
 	must(0, os.Mkdir(".env", 0o700))
 	for arg, code := range map[string]int{"-sandbox": 2, "-check": 2, "-healthy": 1} {
 		_, stderr := runToEnd(t, code, none, arg)
-		if !strings.HasPrefix(stderr, ".env cannot be read (") || strings.Count(stderr, "\n") != 1 {
-			t.Errorf("%s: got %q, want one line about .env", arg, stderr)
-		}
+		line, remedy, _ := strings.Cut(stderr, " (")
+		_, remedy, _ = strings.Cut(remedy, ")")
+		same(t, arg, line+remedy, ".env cannot be read: let this user read it, or move it away\n")
 	}
 }
 
 // TestDotEnvInUse has a process, since net/http reads the proxy from the environment once.
 func TestDotEnvInUse(t *testing.T) {
 	t.Chdir(t.TempDir())
-	up := startProgram(t, nil, "-sandbox")
-	writeFile(t, ".env", "X=1\nADDR="+up.addr)
+	writeFile(".env", "X=1\nADDR="+startProgram(t, nil, "-sandbox").addr)
 	_, stderr := runToEnd(t, 0, map[string]string{"WX_APPID": "", "ADDR": ""}, "-healthy")
 	checkWords(t, "standard error of -healthy", stderr, "")
 
 	proxy := newWeChat(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
-	writeFile(t, ".env", "WX_APPID="+testAppID+"\nWX_APPSECRET=odd\nWX_BASE_URL=https://wechat.invalid\nhttps_proxy="+proxy)
+	writeFile(".env", "WX_APPID="+testAppID+"\nWX_APPSECRET=odd\nWX_BASE_URL=https://wechat.invalid\nhttps_proxy="+proxy)
 	p := startProcess(t, map[string]string{"WX_APPID": ""}, "")
 	post(t, p.url+"/openid", `{"code":"x"}`)
 	p.stop()
 	log := p.log.String()
-	for _, want := range []string{`"level":"INFO","msg":"settings from .env","names":"WX_APPID WX_APPSECRET WX_BASE_URL HTTPS_PROXY"}`,
-		`"level":"WARN","msg":"WX_APPSECRET does not look like`, `"msg":"listening"`,
-		"the proxy " + strings.TrimPrefix(proxy, "http://") + " gives no connection to wechat.invalid:443 (status 403): "} {
+	for _, want := range []string{`"INFO","msg":"settings from .env","names":"WX_APPID WX_APPSECRET WX_BASE_URL HTTPS_PROXY"}`,
+		`"WARN","msg":"WX_APPSECRET does not look like`, `"msg":"listening"`, "the proxy " + strings.TrimPrefix(proxy, "http://") +
+			" gives no connection to wechat.invalid:443 (status 403): "} { // in turn
 		_, rest, found := strings.Cut(log, want)
-		if log = rest; !found {
-			t.Errorf("got log\n%s\nwant in its turn\n%s", p.log, want)
-		}
+		same(t, want+" in\n"+log, found, true)
+		log = rest
 	}
 }

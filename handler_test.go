@@ -171,58 +171,58 @@ func checkLog(t *testing.T, p *program, got result) map[string]any {
 
 // TestFailures holds WeChat's errcodes against the contract's table.
 func TestFailures(t *testing.T) {
-	const reset = "the AppSecret does not belong to the AppID: copy it again from where it is kept, since mp.weixin.qq.com does not " +
-		"show it again. If it is lost, reset it at mp.weixin.qq.com, 开发管理, which ends the old one everywhere. A new content " +
-		"of WX_APPSECRET_FILE needs a restart"
-	const allow = "add the address that WeChat saw to IP白名单 (the allowlist) at mp.weixin.qq.com, 开发管理, or its range if it " +
-		"changes from one login to the next; that takes minutes; WeChat saw the address 203.0.113.7"
-	const query = " arrived, so something between here and WeChat changes the query: check the proxy and WX_BASE_URL"
-	const badURL = "WeChat refuses the URL: WX_BASE_URL has to begin with https:// and have the right path"
+	const (
+		reset = "the AppSecret does not belong to the AppID: copy it again from where it is kept, since mp.weixin.qq.com does " +
+			"not show it again. If it is lost, reset it at mp.weixin.qq.com, 开发管理, which ends the old one everywhere. A " +
+			"new content of WX_APPSECRET_FILE needs a restart"
+		allow = "add the address that WeChat saw to IP白名单 (the allowlist) at mp.weixin.qq.com, 开发管理, or its range if it " +
+			"changes from one login to the next; that takes minutes; WeChat saw the address 203.0.113.7"
+		query  = " arrived, so something between here and WeChat changes the query: check the proxy and WX_BASE_URL"
+		badURL = "WeChat refuses the URL: WX_BASE_URL has to begin with https:// and have the right path"
+		quota  = "the day's quota is used up. WeChat allows at most twice as many logins a day as page views: keep a session " +
+			"instead of logging in at every start"
+	)
 	tests := []struct {
-		errcode    int64
-		said       string
-		retryAfter string
-		cause      string // its beginning, or all of it
+		errcode               int64
+		is, retryAfter, cause string
 	}{
-		{errcode: 40029, said: "400 invalid_code", cause: "the code is unknown: compare WX_APPID with the mini program's AppID"},
-		{errcode: 40163, said: "400 code_used", cause: "the code has been used: call wx.login for every request"},
-		{errcode: 40226, said: "403 user_blocked", cause: "WeChat considers the user high-risk: only WeChat's support can "},
-		{errcode: 45011, said: "429 rate_limited", retryAfter: "60", cause: "WeChat limits the calls of a minute: try again in "},
-		{errcode: 40013, said: "500 misconfigured", cause: "WeChat does not know the AppID: copy it again from "},
-		{errcode: 40125, said: "500 misconfigured", cause: reset},
-		{errcode: 40164, said: "500 misconfigured", cause: allow},
-		{errcode: 40243, said: "500 misconfigured", cause: "the AppSecret is frozen: unfreeze it at " + console + "; that takes ten minutes"},
-		{errcode: 41002, said: "500 misconfigured", cause: "no AppID" + query},
-		{errcode: 41004, said: "500 misconfigured", cause: "no AppSecret" + query},
-		{errcode: 41008, said: "500 misconfigured", cause: "no code" + query},
-		{errcode: 40002, said: "500 misconfigured", cause: "another grant_type" + query},
-		{errcode: 43003, said: "500 misconfigured", cause: badURL},
-		{errcode: 40066, said: "500 misconfigured", cause: badURL},
-		{errcode: 48001, said: "500 misconfigured", cause: "the AppID's account may not use this API: see " + console},
-		{errcode: 50002, said: "500 misconfigured", cause: "the AppID's account is restricted: read 通知中心 at "},
-		{errcode: 61451, said: "502 wechat_error", cause: "look it up at developers.weixin.qq.com"},
-		{errcode: -1, said: "503 wechat_busy", retryAfter: "1", cause: "WeChat is busy: try again in a moment"},
-		{errcode: 45009, said: "503 quota_exceeded", cause: "the day's quota is used up. WeChat allows at most twice as many "},
+		{errcode: 40029, is: "400 invalid_code", cause: "the code is unknown: compare WX_APPID with the mini program's AppID"},
+		{errcode: 40163, is: "400 code_used", cause: "the code has been used: call wx.login for every request"},
+		{errcode: 40226, is: "403 user_blocked",
+			cause: "WeChat considers the user high-risk: only WeChat's support can lift that"},
+		{errcode: 45011, is: "429 rate_limited", retryAfter: "60",
+			cause: "WeChat limits the calls of a minute: try again in a minute"},
+		{errcode: 40013, is: "500 misconfigured", cause: "WeChat does not know the AppID: copy it again from " + console},
+		{errcode: 40125, is: "500 misconfigured", cause: reset},
+		{errcode: 40164, is: "500 misconfigured", cause: allow},
+		{errcode: 40243, is: "500 misconfigured",
+			cause: "the AppSecret is frozen: unfreeze it at " + console + "; that takes ten minutes"},
+		{errcode: 41002, is: "500 misconfigured", cause: "no AppID" + query},
+		{errcode: 41004, is: "500 misconfigured", cause: "no AppSecret" + query},
+		{errcode: 41008, is: "500 misconfigured", cause: "no code" + query},
+		{errcode: 40002, is: "500 misconfigured", cause: "another grant_type" + query},
+		{errcode: 43003, is: "500 misconfigured", cause: badURL},
+		{errcode: 40066, is: "500 misconfigured", cause: badURL},
+		{errcode: 48001, is: "500 misconfigured", cause: "the AppID's account may not use this API: see " + console},
+		{errcode: 50002, is: "500 misconfigured", cause: "the AppID's account is restricted: read 通知中心 at mp.weixin.qq.com"},
+		{errcode: 61451, is: "502 wechat_error", cause: "look it up at developers.weixin.qq.com"},
+		{errcode: -1, is: "503 wechat_busy", retryAfter: "1", cause: "WeChat is busy: try again in a moment"},
+		{errcode: 45009, is: "503 quota_exceeded", cause: quota},
 	}
-	forgotten := maps.Clone(errcodes)
 	p := startService(t, func(w http.ResponseWriter, r *http.Request) {
 		refuse(must(strconv.Atoi(r.FormValue("js_code"))))(w, r)
 	})
+	forgotten := maps.Clone(errcodes)
 	for _, test := range tests {
 		delete(forgotten, test.errcode)
 		got := post(t, p.url+"/openid?code=x", fmt.Sprintf(`{"code":"%d"}`, test.errcode))
-		if !strings.HasPrefix(got.said(), test.said+": ") || int64(got.ErrCode) != test.errcode ||
-			got.header.Get("Retry-After") != test.retryAfter {
-			t.Errorf("got %s %v, want %s, %d and Retry-After %q", got.said(), got.header, test.said, test.errcode, test.retryAfter)
-		}
+		same(t, test.errcode, []any{fmt.Sprint(got.status, " ", got.Error), int64(got.ErrCode), got.header.Get("Retry-After")},
+			[]any{test.is, test.errcode, test.retryAfter})
 		record, cause := checkLog(t, p, got), fmt.Sprintf("errcode %d: %s", test.errcode, test.cause)
-		if !strings.HasPrefix(record["cause"].(string), cause) || record["method"] != "POST" || record["path"] != "/openid" {
-			t.Errorf("got log\n%v, want POST, /openid and the cause\n%s", record, cause)
-		}
+		same(t, test.errcode, []any{record["method"], record["path"], record["cause"]}, []any{"POST", "/openid", cause})
 	}
-	if log := p.log.String(); len(forgotten) > 0 || strings.Contains(log, testSecret) || strings.Count(log, "203.0.113.7") != 1 {
-		t.Errorf("got no row for %v, and log\n%s\nwant no AppSecret, and the address once", forgotten, log)
-	}
+	same(t, "errcodes without a row", slices.Collect(maps.Keys(forgotten)), []int64(nil))
+	same(t, "the address in the log", strings.Count(p.log.String(), "203.0.113.7"), 1)
 }
 
 // checkREADMEs wants the rows of a table in both READMEs, with their words in any order.
@@ -234,9 +234,7 @@ func checkREADMEs(t *testing.T, row string, want []string) {
 			got = append(got, inOrder(m[1:]...))
 		}
 		for _, row := range slices.Concat(got, want) {
-			if slices.Contains(got, row) != slices.Contains(want, row) {
-				t.Errorf("%s: got the row %q: %t, want the contrary", name, row, slices.Contains(got, row))
-			}
+			same(t, name+" has the row "+row, slices.Contains(got, row), slices.Contains(want, row))
 		}
 	}
 }
@@ -260,9 +258,7 @@ func TestErrorWords(t *testing.T) {
 			continue
 		}
 		want = append(want, inOrder(words...))
-		if !strings.Contains(sample, "case '"+word+"':") {
-			t.Errorf("openid.js has no case for %s", word)
-		}
+		same(t, "openid.js has a case for "+word, strings.Contains(sample, "case '"+word+"':"), true)
 	}
 	checkREADMEs(t, "(?m)^\\| (\\d+) \\| `(\\w+)` \\|([-\\d ]*)\\|", want)
 }
@@ -278,9 +274,7 @@ func TestSettingsAreDocumented(t *testing.T) {
 		if defaults[name] != "" {
 			pattern += `[^)]*\(default ` + defaults[name] + `\b`
 		}
-		if !regexp.MustCompile(pattern).MatchString(settingsHelp) {
-			t.Errorf("-h does not say %s, or the default %q", name, defaults[name])
-		}
+		same(t, "-h has "+pattern, regexp.MustCompile(pattern).MatchString(settingsHelp), true)
 		if !strings.HasSuffix(name, "_PROXY") {
 			want = append(want, inOrder(name, defaults[name]))
 		}
@@ -304,13 +298,9 @@ func TestMessagesInChinese(t *testing.T) {
 		phrases = append(phrases, regexp.MustCompile("[`…、]+").Split(row[1], -1)...)
 	}
 	for _, phrase := range phrases {
-		if !strings.Contains(source, strings.TrimSpace(phrase)) {
-			t.Errorf("the program has no message with %q", phrase)
-		}
+		same(t, "the program says "+phrase, strings.Contains(source, strings.TrimSpace(phrase)), true)
 	}
-	if len(phrases) < 60 {
-		t.Errorf("got %d phrases, want the table", len(phrases))
-	}
+	same(t, "the table has been found", len(phrases) > 60, true)
 }
 
 // TestRequestBody has the contract's table of bodies: the first row that holds is said.
@@ -353,17 +343,13 @@ func TestRequestBody(t *testing.T) {
 	} {
 		for _, body := range bodies {
 			got := send(body)
-			cause := checkLog(t, p, got)["cause"]
-			if got.said() != "400 invalid_request: "+message || cause != message {
-				t.Errorf("%q: got %s and cause %q, want %q", body, got.said(), cause, message)
-			}
+			same(t, body, got.said(), "400 invalid_request: "+message)
+			same(t, body, checkLog(t, p, got)["cause"], message)
 		}
 	}
 	for body, code := range map[string]string{form + `{"code":" ~","n":{"code":1}}`: " ~", " {\"code\":\"x\"}\r\n": "x",
 		`{"code":"` + long + `"}` + strings.Repeat(" ", 4096-128-11): long} {
-		if got := send(body); got.OpenID != code {
-			t.Errorf("%q: got %s, want the openid", body, got.said())
-		}
+		same(t, body, send(body).OpenID, code)
 	}
 	for _, body := range []string{strings.Repeat(" ", 4097), strings.Repeat("x", 100_000)} {
 		checkFailure(t, send(body), 413, "body_too_large", "4096")
@@ -435,9 +421,11 @@ func TestAppIDs(t *testing.T) {
 		for _, referer := range append(test.referers, "")[:max(1, len(test.referers))] {
 			for p, want := range map[*program]string{one: test.one, three: cmp.Or(test.three, openID)} {
 				got := post(t, p.url+"/openid", body, "Referer", referer, "X-WECHAT-HOSTSIGN", test.plugin)
-				appID := checkLog(t, p, got)["appid"]
-				if got.said() != want || p == one && appID != nil || p == three && fmt.Sprint(appID) != cmp.Or(test.chosen, "<nil>") {
-					t.Errorf("%s, %s: got %s, appid %v in the log, want %s", body, referer, got.said(), appID, want)
+				same(t, body+referer, got.said(), want)
+				if appID := checkLog(t, p, got)["appid"]; p == three && test.chosen != "" {
+					same(t, body, appID, test.chosen)
+				} else {
+					same(t, body, appID, nil)
 				}
 			}
 		}
@@ -446,12 +434,11 @@ func TestAppIDs(t *testing.T) {
 
 func TestRequestID(t *testing.T) {
 	p, long := startService(t, echo), strings.Repeat("x", 128)
-	for id, kept := range map[string]bool{"7F000001:A6_u#12!~": true, long: true, long + "x": false, "": false, "a b": false, "é": false} {
-		first := post(t, p.url+"/openid", "", "X-Request-Id", id)
+	for id, kept := range map[string]bool{"7F000001:A6_u#12!~": true, long: true, long + "x": false, "": false, "a b": false,
+		"é": false} {
+		first := post(t, p.url+"/openid", "", "X-Request-Id", id).header.Get("X-Request-Id")
 		again := post(t, p.url+"/openid", "", "X-Request-Id", id).header.Get("X-Request-Id")
-		if given := first.header.Get("X-Request-Id"); (given == id) != kept || (given == again) != kept {
-			t.Errorf("got X-Request-Id %q and %q for %q, want the same: %t, or new ones", given, again, id, kept)
-		}
+		same(t, id, []any{first == id, first == again}, []any{kept, kept})
 	}
 }
 
@@ -482,20 +469,14 @@ func TestPaths(t *testing.T) {
 	for _, test := range tests {
 		for _, line := range test.lines {
 			got := read(t, ask(line))
-			if allow := got.header.Get("Allow"); got.said() != test.said || allow != test.allow {
-				t.Errorf("%.99s: got %s, Allow %q, want %s, %q", line, got.said(), allow, test.said, test.allow)
-			}
-			if test.logged == "" { // and the next row finds no line of this one in the log
-				continue
-			}
-			if record := checkLog(t, p, got); record["path"] != test.logged || record["method"] != strings.Fields(line)[0] {
-				t.Errorf("%.99s: got log %v, want %s", line, record, test.logged)
+			same(t, line, got.said()+got.header.Get("Allow"), test.said+test.allow)
+			if test.logged != "" { // or the next row finds no line of this one in the log
+				record := checkLog(t, p, got)
+				same(t, line, []any{record["method"], record["path"]}, []any{strings.Fields(line)[0], test.logged})
 			}
 		}
 	}
-	if got := ask("GET /?" + strings.Repeat("x", 8<<10)); got.StatusCode != 431 {
-		t.Errorf("got %d for a header of over 8 KiB, want 431", got.StatusCode)
-	}
+	same(t, "a header of over 8 KiB", ask("GET /?"+strings.Repeat("x", 8<<10)).StatusCode, 431)
 }
 
 // TestCallerGone has a caller hang up, or close its own side alone, with one place for logins.
@@ -514,22 +495,17 @@ func TestCallerGone(t *testing.T) {
 		conn := sendRaw(t, p, halfBody+`{"code":"s"}`)
 		<-asked
 		full := post(t, p.url+"/openid", `{"code":"x"}`)
-		if cause := checkLog(t, p, full)["cause"]; full.header.Get("Retry-After") != "1" || full.Error != "overloaded" ||
-			cause != "MAX_INFLIGHT is reached: raise it, or add an instance" {
-			t.Errorf("got %s %v and cause %v, want overloaded, Retry-After 1 and MAX_INFLIGHT", full.said(), full.header, cause)
-		}
+		same(t, "full", full.said()+full.header.Get("Retry-After"), "503 overloaded: The service is full: send this code again in 1 s.1")
+		same(t, "full", checkLog(t, p, full)["cause"], "MAX_INFLIGHT is reached: raise it, or add an instance")
 		must(0, gone(conn))
 		<-left
-		if record := p.log.next(t, "request"); record["status"] != 499.0 || record["level"] != "WARN" {
-			t.Errorf("got %v in the log, want status 499, level WARN", record)
-		}
-		if got, _ := io.ReadAll(conn); !strings.HasPrefix(string(got), want) || want == "" && len(got) > 0 {
-			t.Errorf("got %q, want %q", got, want)
-		}
-		got := post(t, p.url+"/openid", `{"code":"x"}`)
-		if checkLog(t, p, got); got.OpenID != "x" {
-			t.Errorf("got %s after the caller was gone, want the openid", got.said())
-		}
+		record := p.log.next(t, "request")
+		same(t, "log", []any{record["status"], record["level"]}, []any{499.0, "WARN"})
+		got, _ := io.ReadAll(conn)
+		same(t, "what the caller reads", string(got[:min(len(got), 13)]), want)
+		again := post(t, p.url+"/openid", `{"code":"x"}`)
+		checkLog(t, p, again)
+		same(t, "again", again.OpenID, "x")
 	}
 }
 

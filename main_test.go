@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"reflect"
 	"regexp"
 	"runtime"
 	"strings"
@@ -50,6 +51,27 @@ func must[T any](v T, err error) T {
 	return v
 }
 
+// same wants got to be want.
+func same(t testing.TB, what, got, want any) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%v: got\n%+v\nwant\n%+v", what, got, want)
+	}
+}
+
+// checkWords wants all of the words in text, and no text if there are none.
+func checkWords(t testing.TB, where, text, words string) {
+	t.Helper()
+	for word := range strings.FieldsSeq(words) {
+		if !strings.Contains(text, word) {
+			t.Errorf("got %q on %s, want %q in it", text, where, word)
+		}
+	}
+	if words == "" && text != "" {
+		t.Errorf("got %q on %s, want nothing", text, where)
+	}
+}
+
 // credentials returns an environment with an AppID, an AppSecret and more: names and values in turn.
 func credentials(more ...string) map[string]string {
 	env := map[string]string{"WX_APPID": testAppID, "WX_APPSECRET": testSecret}
@@ -59,10 +81,9 @@ func credentials(more ...string) map[string]string {
 	return env
 }
 
-// several returns an environment with two AppIDs and more.
-func several(more ...string) map[string]string {
-	ids, secrets := testAppID+","+otherAppID, testSecret+","+otherSecret
-	return credentials(append([]string{"WX_APPID", ids, "WX_APPSECRET", secrets}, more...)...)
+// several returns an environment with two AppIDs.
+func several() map[string]string {
+	return credentials("WX_APPID", testAppID+","+otherAppID, "WX_APPSECRET", testSecret+","+otherSecret)
 }
 
 // getenv looks variables up in env. Unless that says otherwise, ADDR is a free port, and there is an AppID, so that no
@@ -93,8 +114,7 @@ func startProgram(t testing.TB, env map[string]string, args ...string) *program 
 	exit := make(chan int, 1)
 	go func() { exit <- run(ctx, args, getenv(env), p.out, p.log) }()
 	p.stop = sync.OnceValue(func() int { cancel(); return <-exit })
-	t.Cleanup(func() { p.stop() })
-	return p.listening(t, env)
+	return p.start(t, env)
 }
 
 // startProcess runs the program in a process of its own until the test ends.
@@ -115,12 +135,14 @@ func startProcess(t testing.TB, env map[string]string, args string) *program {
 		p.cmd.Wait()
 		return p.cmd.ProcessState.ExitCode()
 	})
-	t.Cleanup(func() { p.cmd.Process.Kill(); p.stop() })
-	return p.listening(t, env)
+	t.Cleanup(func() { p.cmd.Process.Kill() })
+	return p.start(t, env)
 }
 
-func (p *program) listening(t testing.TB, env map[string]string) *program {
+// start waits until p listens.
+func (p *program) start(t testing.TB, env map[string]string) *program {
 	t.Helper()
+	t.Cleanup(func() { p.stop() })
 	p.addr = p.log.next(t, "listening")["addr"].(string)
 	p.url = "http://" + p.addr
 	if env["TLS_CERT"] != "" {
@@ -135,9 +157,7 @@ func runToEnd(t *testing.T, want int, env map[string]string, args ...string) (st
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	var out, log bytes.Buffer
-	if code := run(ctx, args, getenv(env), &out, &log); code != want {
-		t.Errorf("got exit code %d, want %d", code, want)
-	}
+	same(t, "exit code", run(ctx, args, getenv(env), &out, &log), want)
 	return out.String(), log.String()
 }
 
@@ -185,8 +205,8 @@ func (o *output) next(t testing.TB, msg string) map[string]any {
 }
 
 // warnings returns the msg of each line of level WARN, but for those of requests.
-func warnings(log string) (messages []string) {
-	for line := range strings.Lines(log) {
+func (o *output) warnings() (messages []string) {
+	for line := range strings.Lines(o.String()) {
 		var record struct{ Level, Msg string }
 		if json.Unmarshal([]byte(line), &record) == nil && record.Level == "WARN" && record.Msg != "request" {
 			messages = append(messages, record.Msg)
@@ -195,34 +215,21 @@ func warnings(log string) (messages []string) {
 	return messages
 }
 
-// checkWords wants all of the words in text, and no text if there are none.
-func checkWords(t testing.TB, where, text, words string) {
-	t.Helper()
-	for word := range strings.FieldsSeq(words) {
-		if !strings.Contains(text, word) {
-			t.Errorf("got %q on %s, want %q in it", text, where, word)
-		}
-	}
-	if words == "" && text != "" {
-		t.Errorf("got %q on %s, want nothing", text, where)
-	}
-}
-
 // TestFlags has no environment, since none of these reads a setting.
 func TestFlags(t *testing.T) {
 	version := fmt.Sprintf(`^wxopenid \S+( [0-9a-f]{12})? \(%s %s/%s\)\n$`, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	const refused = "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment variables, or lines " +
 		"of the file .env: see wxopenid -h.\n"
 	for args, want := range map[string]string{ // a pattern on standard output, or nothing
-		"-version": version, "--version": version,
-		"-h":      `(?s)-sandbox .*-check .*-healthy .*-version .*` + regexp.QuoteMeta(settingsHelp),
+		"-version": version, "--version": version, "-h": "(?s)-sandbox .*-check .*-healthy .*-version .*" + regexp.QuoteMeta(settingsHelp),
 		"-sandbx": "", "-check=hunter2": "", "hunter2": "", "-sandbox hunter2": "", "-sandbox -check": "", "--": "", "-check=false": "",
 	} {
 		var stdout, stderr bytes.Buffer
 		code := run(t.Context(), strings.Fields(args), nil, &stdout, &stderr)
-		if good := code == 0 && stderr.String() == "" && regexp.MustCompile(want).Match(stdout.Bytes()); good != (want != "") ||
-			!good && (code != 2 || stderr.String() != refused) {
-			t.Errorf("%s: got exit code %d, %q and %q, want %q or %q", args, code, &stdout, &stderr, want, refused)
+		if want == "" {
+			same(t, args, []any{code, stderr.String(), stdout.Len()}, []any{2, refused, 0})
+		} else if !regexp.MustCompile(want).Match(stdout.Bytes()) || code != 0 || stderr.Len() > 0 {
+			t.Errorf("%s: got %d, %q and %q, want 0 and %s", args, code, &stdout, &stderr, want)
 		}
 	}
 }
@@ -233,36 +240,32 @@ func TestCheck(t *testing.T) {
 		"WeChat accepts the AppID " + otherAppID + " and its AppSecret.\n"
 	other := credentials("WX_APPID", otherAppID, "WX_APPSECRET", otherSecret)
 	ctx, interrupt := context.WithCancel(t.Context())
-	tests := []struct {
+	for _, test := range []struct {
 		wechat         http.HandlerFunc
 		env            map[string]string
-		stdout, stderr string // their ends
+		stdout, stderr string // the end of stderr
 	}{
 		{wechat: refuse(40029), env: credentials(), stdout: accepted},
 		{wechat: refuse(40163), env: credentials(), stdout: accepted},
 		{wechat: fakeWeChat(several()).ServeHTTP, env: several(), stdout: accepted + otherAccepted},
-		{wechat: fakeWeChat(other).ServeHTTP, env: several(), stdout: otherAccepted, stderr: "AppID " + testAppID + ": errcode 40013: " +
-			"WeChat does not know the AppID: copy it again from mp.weixin.qq.com, 开发管理.\n"},
-		{wechat: refuse(-1), env: credentials("WX_APPSECRET", "odd"), stderr: `,"level":"WARN","msg":"WX_APPSECRET does not look like ` +
-			"an AppSecret (32 of 0-9a-f): copy it again\"}\nerrcode -1: WeChat is busy: try again in a moment.\n"},
-		{wechat: refuse(45011), env: credentials(),
-			stderr: "errcode 45011: WeChat limits the calls of a minute: try again in a minute.\n"},
+		{wechat: fakeWeChat(other).ServeHTTP, env: several(), stdout: otherAccepted, stderr: "AppID " + testAppID +
+			": errcode 40013: WeChat does not know the AppID: copy it again from mp.weixin.qq.com, 开发管理.\n"},
+		{wechat: refuse(-1), env: credentials("WX_APPSECRET", "odd"), stderr: `"level":"WARN","msg":"WX_APPSECRET does not look ` +
+			"like an AppSecret (32 of 0-9a-f): copy it again\"}\nerrcode -1: WeChat is busy: try again in a moment.\n"},
+		{wechat: refuse(45011), env: credentials(), stderr: "WeChat limits the calls of a minute: try again in a minute.\n"},
 		{wechat: say(`{"openid":"o"}`), env: credentials(),
 			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
 		{env: credentials(), stderr: ": check the firewall, what WX_BASE_URL leads to, and whether this network needs HTTP_PROXY.\n"},
 		{env: credentials("TLS_CERT", "x", "TLS_KEY", "x"), stderr: ": name a PEM file that this user may read\n"},
 		{wechat: func(w http.ResponseWriter, r *http.Request) { interrupt(); hang(w, r) }, env: credentials(),
 			stderr: "Stopped before WeChat answered: run -check again.\n"},
-	}
-	for _, test := range tests {
+	} {
 		test.env["WX_BASE_URL"] = newWeChat(t, test.wechat)
 		test.env["ADDR"] = strings.TrimPrefix(test.env["WX_BASE_URL"], "http://")
 		var stdout, stderr bytes.Buffer
-		code := run(ctx, []string{"-check"}, getenv(test.env), &stdout, &stderr)
-		if code != min(len(test.stderr), 1) || stdout.String() != test.stdout || !strings.HasSuffix(stderr.String(), test.stderr) ||
-			code == 0 && stderr.Len() > 0 {
-			t.Errorf("got exit code %d, %q and %q, want %q and %q", code, &stdout, &stderr, test.stdout, test.stderr)
-		}
+		code, last := run(ctx, []string{"-check"}, getenv(test.env), &stdout, &stderr), stderr.String()
+		last = last[max(0, len(last)-max(1, len(test.stderr))):]
+		same(t, "-check", []any{code, stdout.String(), last}, []any{min(len(test.stderr), 1), test.stdout, test.stderr})
 	}
 }
 
@@ -271,10 +274,7 @@ func TestHealthy(t *testing.T) {
 	plain := startProgram(t, credentials()).addr
 	secure := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key)).addr
 	const start = " start it, or use its ADDR and TLS_CERT."
-	for _, test := range []struct {
-		addr, cert string
-		stderr     string // words in it, or nothing where the service is up
-	}{
+	for _, test := range []struct{ addr, cert, stderr string }{ // words, or nothing where the service is up
 		{addr: plain},
 		{addr: secure, cert: cert},
 		{addr: plain, cert: cert, stderr: start},
@@ -298,36 +298,29 @@ func TestLogWithoutReader(t *testing.T) {
 	p.log.gone = true
 	p.log.mu.Unlock()
 	for range 20 { // the first closes the pipe
-		if got := post(t, p.url+"/openid", `{"code":"the code is a mock one"}`); got.status != 200 {
-			t.Fatalf("got %d %s, want 200", got.status, got.body)
-		}
+		same(t, "status", post(t, p.url+"/openid", `{"code":"the code is a mock one"}`).status, 200)
 	}
-	if code := p.stop(); code != 0 {
-		t.Errorf("got exit code %d, want 0", code)
-	}
+	same(t, "exit code", p.stop(), 0)
 }
 
-// TestSecondSignal ends a stop that is held up, by requests whose log lines nobody reads.
+// TestSecondSignal ends a stop that a request under way holds up.
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, nil, "-sandbox")
-	p.log.mu.Lock()
-	defer p.log.mu.Unlock()
-	sendRaw(t, p, strings.Repeat("GET / HTTP/1.1\r\nHost: x\r\n\r\n", 500))
-	exited := make(chan *os.ProcessState, 1)
-	go func() { exited <- must(p.cmd.Process.Wait()) }()
-	for range 1000 {
-		p.cmd.Process.Signal(syscall.SIGTERM)
+	conn := sendRaw(t, p, strings.Replace(halfBody, "\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n", 1))
+	checkWords(t, "the connection", must(bufio.NewReader(conn).ReadString('\n')), "100 Continue")
+	exited := make(chan int)
+	go func() { exited <- p.stop() }() // the first
+	for {
 		select {
-		case state := <-exited:
-			if status, _ := state.Sys().(syscall.WaitStatus); !status.Signaled() {
-				t.Errorf("got %v, want the end by a signal", state)
-			}
+		case <-exited:
+			status, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+			same(t, p.cmd.ProcessState, status.Signaled(), true)
 			return
 		case <-time.After(10 * time.Millisecond):
+			p.cmd.Process.Signal(syscall.SIGTERM)
 		}
 	}
-	t.Error("got no end in 10 s, want it at the second signal")
 }
 
 func TestLogOnTerminal(t *testing.T) {
@@ -335,12 +328,9 @@ func TestLogOnTerminal(t *testing.T) {
 	if err != nil || runtime.GOOS != "linux" {
 		t.Skip("no terminal: ", err)
 	}
-	t.Parallel()
 	defer terminal.Close()
 	newLogger(terminal).Info("message", "addr", "x")
 	terminal.SetReadDeadline(time.Now().Add(10 * time.Second))
-	line, err := bufio.NewReader(terminal).ReadString('\n')
-	if err != nil || !strings.Contains(line, " level=INFO msg=message addr=x") {
-		t.Errorf("got %q and error %v, want text", line, err)
-	}
+	line, _ := bufio.NewReader(terminal).ReadString('\n')
+	checkWords(t, "the terminal", line, "level=INFO msg=message addr=x")
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/ecdsa"
@@ -26,12 +25,7 @@ import (
 	"time"
 )
 
-func writeFile(t testing.TB, name, content string) {
-	t.Helper()
-	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
+func writeFile(name, content string) { must(0, os.WriteFile(name, []byte(content), 0o600)) }
 
 // An authority signs certificates. It has one key for all of them.
 type authority struct {
@@ -39,69 +33,57 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-func newAuthority(t testing.TB) *authority {
-	t.Helper()
+func newAuthority(testing.TB) *authority {
 	a := &authority{key: must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
-	a.cert = &x509.Certificate{Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true}
 	a.cert = a.sign(time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	return a
 }
 
 // sign signs a certificate for 127.0.0.1. The first is the authority's own.
 func (a *authority) sign(from, to time.Time) *x509.Certificate {
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "leaf"}, NotBefore: from, NotAfter: to,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
-	if a.cert.Raw == nil {
-		template.Subject, template.IsCA, template.BasicConstraintsValid = a.cert.Subject, true, true
-	}
-	return must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, template, a.cert, a.key.Public(), a.key))))
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: from.String()}, NotBefore: from,
+		NotAfter: to, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: a.cert == nil, BasicConstraintsValid: true}
+	parent := cmp.Or(a.cert, template)
+	return must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, template, parent, a.key.Public(), a.key))))
 }
 
 // write writes certificates and the key to PEM files, whose names it returns.
-func (a *authority) write(t testing.TB, dir string, certs ...*x509.Certificate) (certFile, keyFile string) {
-	t.Helper()
+func (a *authority) write(dir string, certs ...*x509.Certificate) (certFile, keyFile string) {
 	var chain []byte
 	for _, cert := range certs {
 		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
-	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: must(x509.MarshalPKCS8PrivateKey(a.key))})
+	key := &pem.Block{Type: "PRIVATE KEY", Bytes: must(x509.MarshalPKCS8PrivateKey(a.key))}
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	writeFile(t, certFile, string(chain))
-	writeFile(t, keyFile, string(key))
+	writeFile(certFile, string(chain))
+	writeFile(keyFile, string(pem.EncodeToMemory(key)))
 	return certFile, keyFile
 }
 
 // newPair writes a self-signed certificate for 127.0.0.1 and its key to files.
 func newPair(t testing.TB) (certFile, keyFile string) {
-	t.Helper()
 	a := newAuthority(t)
-	return a.write(t, t.TempDir(), a.cert)
+	return a.write(t.TempDir(), a.cert)
 }
 
 func TestStartFails(t *testing.T) {
-	t.Parallel()
 	busy := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer busy.Close()
 	cert, key := newPair(t)
 	_, otherKey := newPair(t)
-	const another = "ADDR stop other program another ADDR this machine free port"
-	tests := []struct {
-		env   map[string]string
-		words string
-	}{
-		{env: credentials("ADDR", busy.Addr().String()), words: another + " in use"},
-		{env: credentials("ADDR", "192.0.2.1:2020"), words: another + " assign"},
-		{env: credentials("TLS_CERT", cert+"0", "TLS_KEY", key), words: "TLS_CERT cannot be read PEM"},
-		{env: credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), words: "TLS_KEY cannot be read PEM"},
-		{env: credentials("TLS_CERT", key, "TLS_KEY", key), words: "TLS_CERT certificate PEM"},
-		{env: credentials("TLS_CERT", cert, "TLS_KEY", otherKey), words: "TLS_KEY match leaf first"},
-	}
-	for _, test := range tests {
-		stdout, stderr := runToEnd(t, 1, test.env)
+	const another = "ADDR: stop the other program there set another ADDR, an address of this machine with a free port above 1023"
+	for _, test := range []struct{ name, value, cert, key, words string }{
+		{name: "ADDR", value: busy.Addr().String(), words: another},
+		{name: "ADDR", value: "192.0.2.1:2020", words: another},
+		{name: "TLS_CERT", value: cert + "0", key: key, words: "TLS_CERT cannot be read PEM file that this user may read"},
+		{name: "TLS_KEY", value: key + "0", cert: cert, words: "TLS_KEY cannot be read PEM file that this user may read"},
+		{name: "TLS_CERT", value: key, key: key, words: "TLS_CERT and TLS_KEY cannot be used certificate leaf first"},
+		{name: "TLS_KEY", value: otherKey, cert: cert, words: "TLS_CERT and TLS_KEY cannot be used match leaf first"},
+	} {
+		stdout, stderr := runToEnd(t, 1, credentials("TLS_CERT", test.cert, "TLS_KEY", test.key, test.name, test.value))
 		checkWords(t, "standard error", stderr, test.words)
-		if stdout != "" || strings.Count(stderr, "\n") != 1 || strings.HasPrefix(stderr, "{") || strings.Contains(stderr, key) {
-			t.Errorf("got %q and %q, want one plain line without a path", stdout, stderr)
-		}
+		same(t, stderr, []any{strings.Count(stderr, "\n"), strings.Contains(stderr, key), strings.HasPrefix(stderr, "{"), stdout},
+			[]any{1, false, false, ""})
 	}
 }
 
@@ -188,8 +170,8 @@ func TestStop(t *testing.T) {
 			if test.dials {
 				conn = b.dial(t, test.sent)
 			}
-			if test.sent == getHealthz && readAnswer(t, conn).last {
-				t.Errorf("%s: got the connection closed, want it kept", test.name)
+			if test.sent == getHealthz {
+				same(t, test.name, readAnswer(t, conn).last, false)
 			}
 			synctest.Wait()
 			start := time.Now()
@@ -197,13 +179,11 @@ func TestStop(t *testing.T) {
 			if test.late != "" {
 				time.Sleep(time.Second / 2)
 				io.WriteString(conn, test.late)
-				if got := readAnswer(t, conn); !got.last {
-					t.Errorf("%s: got %s and the connection kept, want it closed", test.name, got.said())
-				}
+				same(t, test.name, readAnswer(t, conn).last, true)
 			}
-			if err, took := <-b.served, time.Since(start); (err != nil) != test.limited || took > test.took {
-				t.Errorf("%s: got error %v after %v, want one: %t, after %v at most", test.name, err, took, test.limited, test.took)
-			}
+			err := <-b.served
+			same(t, test.name, err != nil, test.limited)
+			same(t, test.name, time.Since(start) > test.took, false)
 		})
 	}
 }
@@ -214,10 +194,8 @@ func TestStopCutsOff(t *testing.T) {
 	p := startProgram(t, map[string]string{"WX_TIMEOUT": "10ms"}, "-sandbox")
 	sendRaw(t, p, halfBody+"{")
 	runToEnd(t, 0, map[string]string{"ADDR": p.addr}, "-healthy") // in its turn, and so after that
-	if code, cause := p.stop(), p.log.next(t, "stopped")["cause"]; code != 1 ||
-		cause != "requests that were still under way have been cut off" {
-		t.Errorf("got exit code %d and cause %v, want 1 and what was cut off", code, cause)
-	}
+	same(t, "exit code", p.stop(), 1)
+	same(t, "log", p.log.next(t, "stopped")["cause"], "requests that were still under way have been cut off")
 }
 
 // TestTimes has connections, and how long it takes until the server closes them. It asks its own sandbox, by itself.
@@ -276,9 +254,7 @@ func TestTimes(t *testing.T) {
 				t.Errorf("%s: got %q and the end after %v, want %q, %v", test.name, got, took, test.want, test.closed)
 			}
 			if test.logged != 0 {
-				if got := log.next(t, "request")["duration_ms"]; got != test.logged {
-					t.Errorf("%s: got duration_ms %v, want %v", test.name, got, test.logged)
-				}
+				same(t, test.name, log.next(t, "request")["duration_ms"], test.logged)
 			}
 		})
 	}
@@ -309,19 +285,15 @@ func TestMaxConns(t *testing.T) {
 				var third net.Conn
 				go func() { third = dial() }()
 				synctest.Wait()
-				early := third != nil
+				same(t, test.name, third, nil)
 				first.Close()
 				synctest.Wait()
-				if early || third == nil {
-					t.Fatalf("%s: got a third connection before one was closed: %t, and after: %t", test.name, early, third != nil)
-				}
 				first, second = second, third
 			}
 			start := time.Now()
 			stop() // while it waits for a place
-			if err, took := <-b.served, time.Since(start); err != nil || took > keepAlive/2 {
-				t.Errorf("%s: got error %v after %v, want none, and soon", test.name, err, took)
-			}
+			same(t, test.name, <-b.served, nil)
+			same(t, test.name, time.Since(start) > keepAlive/2, false)
 		})
 	}
 }
@@ -333,12 +305,9 @@ func TestHTTPS(t *testing.T) {
 	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
 	for version, ok := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
 		conn, err := tls.Dial("tcp", p.addr, &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version})
-		if (err == nil) != ok {
-			t.Errorf("got error %v with TLS version %x, want one: %t", err, version, !ok)
-		}
-		if err == nil {
+		if same(t, version, err == nil, ok); ok {
 			io.WriteString(conn, getHealthz)
-			readAnswer(t, conn)
+			same(t, version, readAnswer(t, conn).status, 200)
 			conn.Close()
 		}
 	}
@@ -349,9 +318,9 @@ func TestHTTPS(t *testing.T) {
 	sendRaw(t, p, "").CloseWrite()
 	runToEnd(t, 0, map[string]string{"ADDR": p.addr, "TLS_CERT": cert}, "-healthy") // in its turn, and so after those
 	p.stop()
-	if got := warnings(p.log.String()); len(got) != 1 || !strings.Contains(got[0], "TLS handshake error") {
-		t.Errorf("got warnings %q, want one of the handshake that failed", got)
-	}
+	got := p.log.warnings()
+	same(t, got, len(got), 1)
+	checkWords(t, "the log", got[0], "TLS handshake error")
 	for _, end := range []string{"read tcp: i/o timeout", "wsarecv: An existing connection was forcibly closed by the remote host."} {
 		log := &output{}
 		serverLog{slog.New(slog.NewJSONHandler(log, nil))}.Write([]byte("http: TLS handshake error from 127.0.0.1:1: " + end + "\n"))
@@ -366,9 +335,9 @@ func TestCertificate(t *testing.T) {
 	at := func(year, hour int) time.Time { return time.Date(year, 1, 1, hour, 0, 0, 0, time.UTC) } // a bubble begins in 2000
 	good, better := a.sign(at(1999, 0), at(2001, 0)), a.sign(at(1999, 0), at(2002, 0))
 	expired, soon, short := a.sign(at(1998, 0), at(1999, 0)), a.sign(at(1999, 0), at(2000, 2)), a.sign(at(2000, 0), at(2000, 3))
-	certFile, keyFile := a.write(t, dir, good, a.cert)
-	chain := func(certs ...*x509.Certificate) func() { return func() { a.write(t, dir, certs...) } }
-	breakIt, wait := func() { writeFile(t, keyFile, "broken") }, func(d time.Duration) func() { return func() { time.Sleep(d) } }
+	certFile, keyFile := a.write(dir, good, a.cert)
+	chain := func(certs ...*x509.Certificate) func() { return func() { a.write(dir, certs...) } }
+	breakIt, wait := func() { writeFile(keyFile, "broken") }, func(d time.Duration) func() { return func() { time.Sleep(d) } }
 	const warn, stays = `level=WARN msg="`, `level=ERROR msg="the old certificate stays in use" cause="`
 	const broken = stays + "TLS_CERT and TLS_KEY cannot be used (tls: failed to find any PEM data in key input): use PEM files, leaf " +
 		`first, without password"`
@@ -408,9 +377,7 @@ func TestCertificate(t *testing.T) {
 			before := len(log.String())
 			step.change()
 			time.Sleep(10 * time.Second)
-			if pair := must(c.get(nil)); !bytes.Equal(pair.Certificate[0], step.want.Raw) {
-				t.Errorf("%s: got another certificate after 10 s", step.name)
-			}
+			same(t, step.name, string(must(c.get(nil)).Certificate[0]) == string(step.want.Raw), true)
 			_, logged, _ := strings.Cut(log.String()[before:], " ") // without the time
 			if !strings.HasPrefix(logged, step.logged) || strings.Count(logged, "\n") != min(1, len(step.logged)) {
 				t.Errorf("%s: got log\n%swant\n%s", step.name, logged, step.logged)
