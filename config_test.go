@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,16 +39,17 @@ func urls(list string) (urls []*url.URL) {
 func TestSettings(t *testing.T) {
 	swapped := func(c *config) { c.appSecrets = []string{otherSecret, testSecret} }
 	for settings, differs := range map[string]func(*config){ // from the defaults
-		strings.Join(settingNames[2:], "=|") + "=":                          func(*config) {},
+		strings.Join(settingNames[2:], "=|") + "=": func(*config) {},
+
 		"WX_APPSECRET=" + otherSecret + " , " + testSecret:                  swapped,
 		"FILE=\ufeff\t" + otherSecret + "\r\n \n\ufeff" + testSecret + "\n": swapped,
 		"FILE=" + otherSecret + ", " + testSecret:                           swapped,
 
-		"ADDR=[::1]:65535":           func(c *config) { c.addr = "[::1]:65535" },
-		"WX_TIMEOUT=60m":             func(c *config) { c.timeout = time.Hour },
-		"MAX_INFLIGHT=1|MAX_CONNS=2": func(c *config) { c.maxInflight, c.maxConns = 1, 2 },
+		"ADDR=[::1]:65535":             func(c *config) { c.addr = "[::1]:65535" },
+		"WX_TIMEOUT=60m":               func(c *config) { c.timeout = time.Hour },
+		"MAX_INFLIGHT=1|MAX_CONNS=2":   func(c *config) { c.maxInflight, c.maxConns = 1, 2 },
+		"TLS_CERT=证\u3000 1|TLS_KEY=k": func(c *config) { c.tlsCert, c.tlsKey = "证\u3000 1", "k" },
 
-		"TLS_CERT=证书\u3000 1.pem|TLS_KEY=k": func(c *config) { c.tlsCert, c.tlsKey = "证书\u3000 1.pem", "k" },
 		"WX_BASE_URL=https://x:8443/wx/ , https://[2001:db8::1]/a/b,HTTPS://x": func(c *config) {
 			c.baseURLs = urls("https://x:8443/wx/,https://[2001:db8::1]/a/b,https://x")
 		},
@@ -59,68 +61,64 @@ func TestSettings(t *testing.T) {
 			baseURLs: urls(wechatURLs), timeout: 5 * time.Second, maxInflight: 1024, maxConns: 10_000}
 		differs(&want)
 		got, problems := load(t, settings, want.sandbox)
-		same(t, settings, problems, "")
-		same(t, settings, got, want)
+		same(t, settings, []any{got, problems}, []any{want, ""})
 	}
 }
 
 // TestBadSettings has what is said, behind the variable, and settings of which the last is bad. Their values hold
 // "hunter2", which is never to be printed.
 func TestBadSettings(t *testing.T) {
-	for text, list := range map[string][]string{
-		"is not set: set it, or WX_APPSECRET_FILE to a file that holds it, or try it with -sandbox, which needs neither AppID " +
-			"nor AppSecret": {"WX_APPSECRET="},
-		"and WX_APPSECRET_FILE are both set: remove one of them": {"WX_APPSECRET_FILE=hunter2|WX_APPSECRET=hunter2"},
+	for text, list := range map[string][]string{ // the text, or its beginning
+		"is not set: set it, or WX_APPSECRET_FILE to a file that holds it, or try it with -sandbox, ": {"WX_APPSECRET="},
+		"and WX_APPSECRET_FILE are both set: remove one of them":                                      {"WX_APPSECRET_FILE=hunter2|WX_APPSECRET=hunter2"},
 
 		"is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) by : and ,": {
 			"WX_APPID=你的AppID", "ADDR=：2020"},
-		"holds an invisible character: type it anew": {"WX_APPID=hunter2\u200bx", "WX_APPSECRET=\ufeffhunter2", "ADDR=:1\u00a0",
-			"TLS_KEY=x|TLS_CERT=hunter2\x7f"},
+		"holds an invisible character: type it anew": {"WX_APPID=hunter2\u200bx", "WX_APPSECRET=\ufeffhunter2",
+			"ADDR=:1\u00a0", "TLS_KEY=x|TLS_CERT=hunter2\x7f"},
 		"has a comment behind it: put the comment on a line of its own": {"WX_APPID=hunter2 # my app, x",
 			"WX_TIMEOUT=5s\t#hunter2"},
 		"holds ${…}, which nothing has replaced: write the value itself": {"WX_APPSECRET=${hunter2}",
 			"TLS_KEY=x|TLS_CERT=${hunter2}"},
 		"holds white space, a space or a line break: remove it": {"WX_APPID=hunter2 x", "ADDR=hunter2\n:1"},
-		"ends in a Windows line end (CR): save the file that it comes from with LF line ends": {"WX_APPSECRET=\"hunter2\"\r",
-			"TLS_KEY=x|TLS_CERT=hunter2\r\n", "HTTPS_PROXY=http://hunter2:1\r", "MAX_CONNS=\r"},
-		"has quotes around it: remove them": {`WX_APPSECRET="hunter2"`, "WX_APPID=“hunter2”", "TLS_KEY=x|TLS_CERT='hunter2'",
-			"ADDR=`hunter2`"},
+		"ends in a Windows line end (CR): save the file that it comes from with LF line ends": {"MAX_CONNS=\r",
+			"WX_APPSECRET=\"hunter2\"\r", "TLS_KEY=x|TLS_CERT=hunter2\r\n", "HTTPS_PROXY=http://hunter2:1\r"},
+		"has quotes around it: remove them": {`WX_APPSECRET="hunter2"`, "WX_APPID=“hunter2”", "ADDR=`hunter2`",
+			"TLS_KEY=x|TLS_CERT='hunter2'"},
 
 		"cannot be read (": {"WX_APPSECRET=|WX_APPSECRET_FILE=hunter2"},
-		"names a file that is empty: put the AppSecret into it":                  {"FILE= \r\n\n"},
-		"names a file that has quotes around it: remove them":                    {"FILE=\"hunter2\"\n"},
-		"names a file that has an empty entry: write a value there, and no comm": {"FILE=hunter2,"},
-		"names a file in UTF-16: save it as UTF-8":                               {"FILE=\xff\xfeh\x00u\x00"},
-		"names a file with more than the AppSecret: the file has to hold the AppSecret alone, without WX_APPSECRET=": {
-			"FILE=WX_APPSECRET=hunter2\n"},
+		"names a file that is empty: put the AppSecret into it":           {"FILE= \r\n\n"},
+		"names a file that has quotes around it: remove them":             {"FILE=\"hunter2\"\n"},
+		"names a file that has an empty entry: write a value there, ":     {"FILE=hunter2,"},
+		"names a file in UTF-16: save it as UTF-8":                        {"FILE=\xff\xfeh\x00u\x00"},
+		"names a file with more than the AppSecret: the file has to hold": {"FILE=WX_APPSECRET=hunter2\n"},
 
-		"holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), and the AppSecret into WX_APPSECRET": {
-			"WX_APPID=hunter2, " + otherSecret},
-		"holds the same AppID twice: write each once": {"WX_APPID=hunter2 ,hunter2"},
+		"holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), ": {"WX_APPID=hunter2, " + otherSecret},
+		"holds the same AppID twice: write each once":                       {"WX_APPID=hunter2 ,hunter2"},
+
 		"has another number of entries (1) than WX_APPID (2): write one AppSecret for each AppID, in the same order": {
 			"FILE=hunter2", "WX_APPSECRET=hunter2"},
 		"has an empty entry: write a value there, and no comma at the end": {"WX_APPID=a,,b", "WX_APPSECRET=hunter2, ",
 			"WX_BASE_URL=,https://hunter2"},
 
-		"is not a listen address: write host:port or :port, as in 127.0.0.1:2020 or :2020": {"ADDR=hunter2", "ADDR=:hunter2"},
+		"is not a listen address: write host:port or :port, as in ":                {"ADDR=hunter2", "ADDR=:hunter2"},
+		"has a port that does not exist: the port has to be 0 to 65535":            {"ADDR=hunter2:65536"},
+		"has a port that does not exist: the port has to be 1 to 65535":            {"WX_BASE_URL=https://hunter2:65536"},
+		"has no unit: write 5s or 800ms":                                           {"WX_TIMEOUT=5"},
+		"is not a time: write 5s or 800ms":                                         {"WX_TIMEOUT=5sec", "WX_TIMEOUT=hunter2"},
+		"is not above zero and up to 1h: write 5s or 800ms":                        {"WX_TIMEOUT=0s", "WX_TIMEOUT=1h1ns"},
+		"is not a whole number above zero: write digits only, as in 1024":          {"MAX_INFLIGHT=0"},
+		"is not a whole number above zero: write digits only, as in 10000":         {"MAX_CONNS=10_000"},
+		"and TLS_KEY belong together: set both to serve HTTPS, or neither":         {"TLS_CERT=x", "TLS_KEY=x|TLS_CERT="},
+		"holds the path of the API: leave /sns/jscode2session out, since wxopenid": {"WX_BASE_URL=https://x/sns/jscode2session"},
 
-		"has a port that does not exist: the port has to be 0 to 65535":    {"ADDR=hunter2:65536"},
-		"has a port that does not exist: the port has to be 1 to 65535":    {"WX_BASE_URL=https://hunter2:65536"},
-		"has no unit: write 5s or 800ms":                                   {"WX_TIMEOUT=5"},
-		"is not a time: write 5s or 800ms":                                 {"WX_TIMEOUT=5sec", "WX_TIMEOUT=hunter2"},
-		"is not above zero and up to 1h: write 5s or 800ms":                {"WX_TIMEOUT=0s", "WX_TIMEOUT=1h1ns"},
-		"is not a whole number above zero: write digits only, as in 1024":  {"MAX_INFLIGHT=0"},
-		"is not a whole number above zero: write digits only, as in 10000": {"MAX_CONNS=10_000"},
-		"and TLS_KEY belong together: set both to serve HTTPS, or neither": {"TLS_CERT=x", "TLS_KEY=x|TLS_CERT="},
-		"holds the path of the API: leave /sns/jscode2session out, since wxopenid adds it": {
-			"WX_BASE_URL=https://x,https://hunter2/sns/jscode2session/"},
 		"is not a list of base URLs: write https://host or https://host/prefix, with commas": {"WX_BASE_URL=hunter2",
 			"WX_BASE_URL=ftp://hunter2", "WX_BASE_URL=https://:443/hunter2", "WX_BASE_URL=https://x:hunter2@x",
 			"WX_BASE_URL=https://hunter2?x"},
-		"is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 for %, %23 for # and " +
-			"%3F for ?": {"HTTPS_PROXY=http://u:hunter2%@x:80", "HTTPS_PROXY=http://u:77#hunter2@x:80", "HTTPS_PROXY=:7890x",
+		"is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 for %, %23 for # and ": {
+			"HTTPS_PROXY=http://u:hunter2%@x:80", "HTTPS_PROXY=http://u:77#hunter2@x:80", "HTTPS_PROXY=:7890x",
 			"HTTPS_PROXY=http://u:77?hunter2@x:80", "HTTPS_PROXY=hunter2:", "HTTPS_PROXY=hunter2:70000",
-			"HTTPS_PROXY=socks4://hunter2:1", "https_proxy=http:/hunter2",
+			"HTTPS_PROXY=socks4://hunter2:1", "https_proxy=http:/hunter2", "HTTPS_PROXY=http://hunter2:1/x",
 			"WX_BASE_URL=http://192.0.2.1|HTTP_PROXY=socks://hunter2:1"},
 	} {
 		for _, settings := range list {
@@ -156,17 +154,18 @@ func TestBadSettingsAllAtOnce(t *testing.T) {
 }
 
 func TestWarnings(t *testing.T) {
-	const id, secret = "does not look like an AppID (wx and 16 of 0-9a-f): copy it again from mp.weixin.qq.com, 开发管理",
-		"does not look like an AppSecret (32 of 0-9a-f): copy it again"
+	const id, secret = " does not look like an AppID (wx and 16 of 0-9a-f): copy it again from mp.weixin.qq.com, 开发管理",
+		" does not look like an AppSecret (32 of 0-9a-f): copy it again"
 	const plain = "WX_BASE_URL: the AppSecret travels unencrypted to "
 	for settings, want := range map[string]string{
-		"WX_APPID=wx0123456789ABCDEF|WX_APPSECRET=" + testSecret:                                       "WX_APPID " + id,
-		"WX_APPID=" + testAppID + ",odd":                                                               "WX_APPID, number 2, " + id,
-		"WX_APPID=" + testAppID + "|WX_APPSECRET=odd":                                                  "WX_APPSECRET " + secret,
-		"WX_APPSECRET=odd," + testSecret:                                                               "WX_APPSECRET, number 1, " + secret,
-		"FILE=" + testSecret + "\nodd":                                                                 "WX_APPSECRET_FILE, number 2, " + secret,
-		"WX_BASE_URL=http://192.0.2.2:80/wx,https://x":                                                 plain + "192.0.2.2:80: write https",
-		"WX_BASE_URL=http://127.0.0.1.x":                                                               plain + "127.0.0.1.x: write https",
+		"WX_APPID=wx0123456789ABCDEF|WX_APPSECRET=" + testSecret: "WX_APPID" + id,
+		"WX_APPID=" + testAppID + ",odd":                         "WX_APPID, number 2," + id,
+		"WX_APPID=" + testAppID + "|WX_APPSECRET=odd":            "WX_APPSECRET" + secret,
+		"WX_APPSECRET=odd," + testSecret:                         "WX_APPSECRET, number 1," + secret,
+		"FILE=" + testSecret + "\nodd":                           "WX_APPSECRET_FILE, number 2," + secret,
+		"WX_BASE_URL=http://192.0.2.2:80/wx,https://x":           plain + "192.0.2.2:80: write https",
+		"WX_BASE_URL=http://127.0.0.1.x":                         plain + "127.0.0.1.x: write https",
+
 		"WX_BASE_URL=http://127.0.0.1,http://localhost:1,https://[::1]|HTTP_PROXY=x:y|HTTPS_PROXY=x:y": "",
 
 		"all_proxy=x": "ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through it",
@@ -210,8 +209,11 @@ func TestDotEnv(t *testing.T) {
 	} {
 		writeFile(".env", test.content)
 		s, got := newSettings(func(name string) string { return test.env[name] }), []string(nil)
-		for _, name := range s.fromFile {
-			got = append(got, name+"="+s.get(name))
+		for _, name := range settingNames {
+			same(t, name, slices.Contains(s.fromFile, name), s.file[name] != "")
+			if s.file[name] != "" {
+				got = append(got, name+"="+s.get(name))
+			}
 		}
 		for _, err := range s.problems {
 			got = append(got, err.Error())
@@ -224,6 +226,9 @@ func TestDotEnv(t *testing.T) {
 func TestNoDotEnv(t *testing.T) {
 	t.Chdir(t.TempDir())
 	none := map[string]string{"WX_APPID": ""}
+	p := startProgram(t, none, "-sandbox") // where all is made up
+	same(t, "status", post(t, p.url+"/openid", `{"code":"x"}`).status, 200)
+	same(t, p.log.String(), strings.Count(p.log.String(), `"level":"WARN"`), 1) // that it is a sandbox
 	for _, what := range []string{"set it to the mini program's AppID (mp.weixin.qq.com, 开发管理), in the environment or in .env",
 		"rename .env.txt to .env, the only name that is read"} {
 		_, stderr := runToEnd(t, 2, none)
@@ -243,7 +248,8 @@ func TestNoDotEnv(t *testing.T) {
 // TestDotEnvInUse has a process, since net/http reads the proxy from the environment once.
 func TestDotEnvInUse(t *testing.T) {
 	t.Chdir(t.TempDir())
-	writeFile(".env", "X=1\nADDR="+startProgram(t, nil, "-sandbox").addr)
+	two := map[string]string{"WX_APPID": testAppID + "," + otherAppID} // whose AppSecrets are made up
+	writeFile(".env", "MAX_CONNS: x\nADDR="+startProgram(t, two, "-sandbox").addr)
 	_, stderr := runToEnd(t, 0, map[string]string{"WX_APPID": "", "ADDR": ""}, "-healthy")
 	checkWords(t, "standard error of -healthy", stderr, "")
 

@@ -59,6 +59,14 @@ func same(t testing.TB, what, got, want any) {
 	}
 }
 
+// begins wants text to begin with start.
+func begins(t testing.TB, text, start string) {
+	t.Helper()
+	if !strings.HasPrefix(text, start) {
+		t.Errorf("got\n%s\nwant\n%s", text, start)
+	}
+}
+
 // checkWords wants all of the words in text, and no text if there are none.
 func checkWords(t testing.TB, where, text, words string) {
 	t.Helper()
@@ -217,12 +225,13 @@ func (o *output) warnings() (messages []string) {
 
 // TestFlags has no environment, since none of these reads a setting.
 func TestFlags(t *testing.T) {
-	version := fmt.Sprintf(`^wxopenid \S+( [0-9a-f]{12})? \(%s %s/%s\)\n$`, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	const refused = "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment variables, or lines " +
-		"of the file .env: see wxopenid -h.\n"
+	system := regexp.QuoteMeta(fmt.Sprintf(" (%s %s/%s)\n", runtime.Version(), runtime.GOOS, runtime.GOARCH))
+	const refused = "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment variables, or " +
+		"lines of the file .env: see wxopenid -h.\n"
 	for args, want := range map[string]string{ // a pattern on standard output, or nothing
-		"-version": version, "--version": version, "-h": "(?s)-sandbox .*-check .*-healthy .*-version .*" + regexp.QuoteMeta(settingsHelp),
-		"-sandbx": "", "-check=hunter2": "", "hunter2": "", "-sandbox hunter2": "", "-sandbox -check": "", "--": "", "-check=false": "",
+		"-version": `^wxopenid \S+( [0-9a-f]{12})?` + system + "$", "--version": `^wxopenid \S+` + system,
+		"-h": "(?s)-sandbox .*-check .*-healthy .*-version .*" + regexp.QuoteMeta(settingsHelp), "-sandbx": "", "hunter2": "",
+		"-check=hunter2": "", "-sandbox hunter2": "", "-sandbox -check": "", "--": "", "-check=false": "",
 	} {
 		var stdout, stderr bytes.Buffer
 		code := run(t.Context(), strings.Fields(args), nil, &stdout, &stderr)
@@ -249,13 +258,13 @@ func TestCheck(t *testing.T) {
 		{wechat: refuse(40163), env: credentials(), stdout: accepted},
 		{wechat: fakeWeChat(several()).ServeHTTP, env: several(), stdout: accepted + otherAccepted},
 		{wechat: fakeWeChat(other).ServeHTTP, env: several(), stdout: otherAccepted, stderr: "AppID " + testAppID +
-			": errcode 40013: WeChat does not know the AppID: copy it again from mp.weixin.qq.com, 开发管理.\n"},
+			": errcode 40013: WeChat does not know the AppID: copy it again from " + console + ".\n"},
 		{wechat: refuse(-1), env: credentials("WX_APPSECRET", "odd"), stderr: `"level":"WARN","msg":"WX_APPSECRET does not look ` +
 			"like an AppSecret (32 of 0-9a-f): copy it again\"}\nerrcode -1: WeChat is busy: try again in a moment.\n"},
 		{wechat: refuse(45011), env: credentials(), stderr: "WeChat limits the calls of a minute: try again in a minute.\n"},
 		{wechat: say(`{"openid":"o"}`), env: credentials(),
 			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
-		{env: credentials(), stderr: ": check the firewall, what WX_BASE_URL leads to, and whether this network needs HTTP_PROXY.\n"},
+		{env: credentials(), stderr: ", what WX_BASE_URL leads to, and whether this network needs HTTP_PROXY.\n"},
 		{env: credentials("TLS_CERT", "x", "TLS_KEY", "x"), stderr: ": name a PEM file that this user may read\n"},
 		{wechat: func(w http.ResponseWriter, r *http.Request) { interrupt(); hang(w, r) }, env: credentials(),
 			stderr: "Stopped before WeChat answered: run -check again.\n"},
@@ -265,7 +274,8 @@ func TestCheck(t *testing.T) {
 		var stdout, stderr bytes.Buffer
 		code, last := run(ctx, []string{"-check"}, getenv(test.env), &stdout, &stderr), stderr.String()
 		last = last[max(0, len(last)-max(1, len(test.stderr))):]
-		same(t, "-check", []any{code, stdout.String(), last}, []any{min(len(test.stderr), 1), test.stdout, test.stderr})
+		same(t, "-check", []any{code, stdout.String(), last},
+			[]any{min(len(test.stderr), 1), test.stdout, test.stderr})
 	}
 }
 

@@ -147,22 +147,19 @@ func readAnswer(t *testing.T, conn net.Conn) result {
 // TestStop has a connection of some kind when the program is told to stop. An answer after that is the last.
 func TestStop(t *testing.T) {
 	t.Parallel()
-	tests := []struct {
-		name    string
-		dials   bool
-		sent    string        // before
-		late    string        // half a second after
-		took    time.Duration // until it has stopped, at most
-		limited bool          // so that a request is cut off
+	for _, test := range []struct {
+		dials      bool
+		sent, late string        // before, and half a second after
+		took       time.Duration // until it has stopped, at most
+		limited    bool          // so that a request is cut off
 	}{
-		{name: "none", took: 10 * time.Millisecond},
-		{name: "unused", dials: true, took: 7 * time.Second}, // net/http waits 5 s for its first request
-		{name: "kept", dials: true, sent: getHealthz, took: 2 * time.Second},
-		{name: "kept and used", dials: true, sent: getHealthz, late: getHealthz, took: 2 * time.Second},
-		{name: "request under way", dials: true, sent: halfBody, late: `{"cod":"xx"}`, took: 2 * time.Second},
-		{name: "request beyond the limit", dials: true, sent: halfBody, took: 14 * time.Second, limited: true},
-	}
-	for _, test := range tests {
+		{took: 10 * time.Millisecond},
+		{dials: true, took: 7 * time.Second}, // net/http waits 5 s for a first request
+		{dials: true, sent: getHealthz, took: 2 * time.Second},
+		{dials: true, sent: getHealthz, late: getHealthz, took: 2 * time.Second},
+		{dials: true, sent: halfBody, late: `{"cod":"xx"}`, took: 2 * time.Second},
+		{dials: true, sent: halfBody, took: 14 * time.Second, limited: true},
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			b := startInBubble(t, ctx, config{timeout: 8 * time.Second}, nil)
@@ -171,7 +168,7 @@ func TestStop(t *testing.T) {
 				conn = b.dial(t, test.sent)
 			}
 			if test.sent == getHealthz {
-				same(t, test.name, readAnswer(t, conn).last, false)
+				same(t, "the last answer", readAnswer(t, conn).last, false)
 			}
 			synctest.Wait()
 			start := time.Now()
@@ -179,11 +176,9 @@ func TestStop(t *testing.T) {
 			if test.late != "" {
 				time.Sleep(time.Second / 2)
 				io.WriteString(conn, test.late)
-				same(t, test.name, readAnswer(t, conn).last, true)
+				same(t, "the last answer", readAnswer(t, conn).last, true)
 			}
-			err := <-b.served
-			same(t, test.name, err != nil, test.limited)
-			same(t, test.name, time.Since(start) > test.took, false)
+			same(t, test, []any{<-b.served != nil, time.Since(start) > test.took}, []any{test.limited, false})
 		})
 	}
 }
@@ -201,35 +196,32 @@ func TestStopCutsOff(t *testing.T) {
 // TestTimes has connections, and how long it takes until the server closes them. It asks its own sandbox, by itself.
 func TestTimes(t *testing.T) {
 	t.Parallel()
-	sandbox := func(code string) string {
+	ask := func(code string) string {
 		return "GET " + wechatPath + "?" + codeQuery(code) + " HTTP/1.1\r\nHost: x\r\n\r\n"
 	}
-	tests := []struct {
-		name   string
+	for _, test := range []struct {
 		parts  []string      // of the request
 		pause  time.Duration // behind each
 		deaf   bool          // the answer is not read
 		want   string        // in what the server sends
-		logged float64       // duration_ms
+		logged time.Duration // duration_ms
 		closed time.Duration // or half a second later
 	}{
-		{name: "unused", closed: 15 * time.Second},
-		{name: "half a header", parts: []string{getHealthz[:20]}, want: "400 Bad Request", closed: 15 * time.Second},
-		{name: "kept", parts: []string{getHealthz}, want: "ok", closed: 65 * time.Minute},
-		{name: "not read", parts: []string{getHealthz}, deaf: true, closed: 80 * time.Second},
-		{name: "body that stalls", parts: []string{halfBody}, want: "did not arrive", logged: 15_000, closed: 15 * time.Second},
-		{name: "body that trickles", parts: append([]string{halfBody}, strings.Split(`{"code":" `, "")...), pause: 2 * time.Second,
-			want: "did not arrive", logged: 15_000, closed: 15 * time.Second},
-		{name: "body that is not read", parts: []string{strings.Replace(halfBody, "/openid", "/", 1)}, want: "not_found",
-			closed: 15 * time.Second},
-		{name: "a time each", parts: []string{halfBody[:30], halfBody[30:], `{"cod":"xx"}`}, pause: 14 * time.Second, want: "no code",
-			logged: 14_000, closed: 28*time.Second + 65*time.Minute},
-		{name: "exchange", parts: []string{strings.Replace(halfBody, "12", "28", 1) + `{"code":"sandbox:delay=30s"}`},
-			want: `{"openid":"o`, logged: 30_000, closed: 30*time.Second + 65*time.Minute},
-		{name: "delay", parts: []string{sandbox("sandbox:delay=3s")}, want: `"openid":"o`, closed: 3*time.Second + 65*time.Minute},
-		{name: "longest delay", parts: []string{sandbox("sandbox:delay=24h")}, want: `"openid":"o`, closed: 75 * time.Minute},
-	}
-	for _, test := range tests {
+		{closed: 15 * time.Second},
+		{parts: []string{getHealthz[:20]}, want: "400 Bad Request", closed: 15 * time.Second},
+		{parts: []string{getHealthz}, want: "ok", closed: 65 * time.Minute},
+		{parts: []string{getHealthz}, deaf: true, closed: 80 * time.Second},
+		{parts: []string{halfBody}, want: "did not arrive", logged: 15 * time.Second, closed: 15 * time.Second},
+		{parts: append([]string{halfBody}, strings.Split(`{"code":" `, "")...), pause: 2 * time.Second,
+			want: "did not arrive", logged: 15 * time.Second, closed: 15 * time.Second},
+		{parts: []string{strings.Replace(halfBody, "/openid", "/", 1)}, want: "not_found", closed: 15 * time.Second},
+		{parts: []string{halfBody[:30], halfBody[30:], `{"cod":"xx"}`}, pause: 14 * time.Second, want: "no code",
+			logged: 14 * time.Second, closed: 28*time.Second + 65*time.Minute},
+		{parts: []string{strings.Replace(halfBody, "12", "28", 1), `{"code":"sandbox:delay=30s"}`}, want: `{"openid":"o`,
+			logged: 30 * time.Second, closed: 30*time.Second + 65*time.Minute},
+		{parts: []string{ask("sandbox:delay=3s")}, want: `"openid":"o`, closed: 3*time.Second + 65*time.Minute},
+		{parts: []string{ask("sandbox:delay=24h")}, want: `"openid":"o`, closed: 75 * time.Minute},
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			log := &output{}
 			h := newHandler("http://wechat", log)
@@ -247,14 +239,13 @@ func TestTimes(t *testing.T) {
 				time.Sleep(test.closed + time.Second/2)
 			}
 			got, _ := io.ReadAll(conn)
-			took := time.Since(start)
+			late := time.Since(start) - test.closed
 			time.Sleep(time.Minute) // until the last part is sent
-			if !strings.Contains(string(got), test.want) || test.want == "" && len(got) > 0 || took < test.closed ||
-				took > test.closed+time.Second/2 {
-				t.Errorf("%s: got %q and the end after %v, want %q, %v", test.name, got, took, test.want, test.closed)
+			if !strings.Contains(string(got), test.want) || test.want == "" && len(got) > 0 || late < 0 || late > time.Second/2 {
+				t.Errorf("%+v: got %q and the end %v late", test, got, late)
 			}
 			if test.logged != 0 {
-				same(t, test.name, log.next(t, "request")["duration_ms"], test.logged)
+				same(t, test, log.next(t, "request")["duration_ms"], float64(test.logged.Milliseconds()))
 			}
 		})
 	}
@@ -264,19 +255,12 @@ func TestTimes(t *testing.T) {
 func TestMaxConns(t *testing.T) {
 	t.Parallel()
 	cert, key := newPair(t)
-	tests := []struct{ name, sent, cert, key string }{
-		{name: "idle"},
-		{name: "half a header", sent: getHealthz[:20]},
-		{name: "half a body", sent: halfBody},
-		{name: "kept", sent: getHealthz},
-		{name: "handshake that never ends", sent: "\x16\x03", cert: cert, key: key},
-	}
-	for _, test := range tests {
+	for sent, files := range map[string][2]string{"": {}, getHealthz[:20]: {}, halfBody: {}, getHealthz: {}, "\x16\x03": {cert, key}} {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
-			b := startInBubble(t, ctx, config{timeout: time.Minute, maxConns: 2, tlsCert: test.cert, tlsKey: test.key}, nil)
+			b := startInBubble(t, ctx, config{timeout: time.Minute, maxConns: 2, tlsCert: files[0], tlsKey: files[1]}, nil)
 			dial := func() net.Conn {
-				conn := b.dial(t, test.sent)
+				conn := b.dial(t, sent)
 				go io.Copy(io.Discard, conn)
 				return conn
 			}
@@ -285,15 +269,14 @@ func TestMaxConns(t *testing.T) {
 				var third net.Conn
 				go func() { third = dial() }()
 				synctest.Wait()
-				same(t, test.name, third, nil)
+				same(t, "third of two", third, nil)
 				first.Close()
 				synctest.Wait()
 				first, second = second, third
 			}
 			start := time.Now()
 			stop() // while it waits for a place
-			same(t, test.name, <-b.served, nil)
-			same(t, test.name, time.Since(start) > keepAlive/2, false)
+			same(t, sent, []any{<-b.served, time.Since(start) > keepAlive/2}, []any{nil, false})
 		})
 	}
 }
@@ -303,11 +286,10 @@ func TestHTTPS(t *testing.T) {
 	t.Parallel()
 	cert, key := newPair(t)
 	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
-	for version, ok := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
-		conn, err := tls.Dial("tcp", p.addr, &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version})
-		if same(t, version, err == nil, ok); ok {
-			io.WriteString(conn, getHealthz)
-			same(t, version, readAnswer(t, conn).status, 200)
+	for version, want := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+		c := &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version}
+		conn, err := tls.Dial("tcp", p.addr, c)
+		if same(t, version, err == nil, want); want {
 			conn.Close()
 		}
 	}
@@ -332,56 +314,52 @@ func TestHTTPS(t *testing.T) {
 func TestCertificate(t *testing.T) {
 	t.Setenv("GODEBUG", "x509keypairleaf=0") // no certificate comes with its Leaf
 	a, dir := newAuthority(t), t.TempDir()
-	at := func(year, hour int) time.Time { return time.Date(year, 1, 1, hour, 0, 0, 0, time.UTC) } // a bubble begins in 2000
-	good, better := a.sign(at(1999, 0), at(2001, 0)), a.sign(at(1999, 0), at(2002, 0))
-	expired, soon, short := a.sign(at(1998, 0), at(1999, 0)), a.sign(at(1999, 0), at(2000, 2)), a.sign(at(2000, 0), at(2000, 3))
-	certFile, keyFile := a.write(dir, good, a.cert)
-	chain := func(certs ...*x509.Certificate) func() { return func() { a.write(dir, certs...) } }
-	breakIt, wait := func() { writeFile(keyFile, "broken") }, func(d time.Duration) func() { return func() { time.Sleep(d) } }
-	const warn, stays = `level=WARN msg="`, `level=ERROR msg="the old certificate stays in use" cause="`
-	const broken = stays + "TLS_CERT and TLS_KEY cannot be used (tls: failed to find any PEM data in key input): use PEM files, leaf " +
-		`first, without password"`
-	steps := []struct {
-		name   string
-		change func()
-		want   *x509.Certificate
-		logged string // its beginning, or all of it
-	}{
-		{name: "as it was", change: func() {}, want: good},
-		{name: "renewed", change: chain(better, a.cert), want: better},
-		{name: "broken", change: breakIt, want: better, logged: broken},
-		{name: "still broken", change: breakIt, want: better},
-		{name: "repaired", change: chain(good, a.cert), want: good},
-		{name: "broken again", change: breakIt, want: good, logged: broken},
-		{name: "without its intermediate", change: chain(better), want: better,
-			logged: warn + `TLS_CERT has no intermediate certificate, so phones refuse it: use the full chain"`},
-		{name: "still without", change: chain(good), want: good},
-		{name: "expired", change: chain(expired), want: expired,
-			logged: warn + `the certificate in TLS_CERT expired on 1999-01-01 00:00:00 UTC, so phones refuse it: renew it"`},
-		{name: "self-signed", change: chain(a.cert), want: a.cert},
-		{name: "short life", change: chain(short, a.cert), want: short},
-		{name: "less than seven days to go", change: chain(soon, a.cert), want: soon,
-			logged: warn + `the certificate in TLS_CERT expires on 2000-01-01 02:00:00 UTC: renew it"`},
-		{name: "half an hour later", change: wait(time.Hour / 2), want: soon},
-		{name: "when they are over", change: wait(2 * time.Hour), want: soon,
-			logged: warn + `the certificate in TLS_CERT expired on 2000-01-01 02:00:00 UTC, so phones refuse it: renew it"`},
-		{name: "gone", change: func() { os.Remove(keyFile) }, want: soon, logged: stays + "TLS_KEY cannot be read ("},
-	}
+	at := func(year, hour int) time.Time { return time.Date(year, 1, 1, hour, 0, 0, 0, time.UTC) } // now is 2000
+	chain := func(certs ...*x509.Certificate) []*x509.Certificate { return certs }
+	first, second, expired := a.sign(at(1999, 0), at(2001, 0)), a.sign(at(1999, 0), at(2002, 0)), a.sign(at(1998, 0), at(1999, 0))
+	soon, short := a.sign(at(1999, 0), at(2000, 2)), a.sign(at(2000, 0), at(2000, 3))
+	certFile, keyFile := a.write(dir, first, a.cert)
+	const phones = `level=WARN msg="the certificate in TLS_CERT expired on `
+	const broken = `level=ERROR msg="the old certificate stays in use" cause="TLS_CERT and TLS_KEY cannot be used (tls: failed to ` +
+		`find any PEM data in key input): use PEM files, leaf first, without password"` + "\n"
 	synctest.Test(t, func(t *testing.T) {
-		log := &output{}
+		log, want := &output{}, first
 		c := must(newCertificate(config{tlsCert: certFile, tlsKey: keyFile}, slog.New(slog.NewTextHandler(log, nil))))
 		ctx, cancel := context.WithCancel(t.Context())
 		go c.follow(ctx)
 		time.Sleep(time.Second) // the files change between two looks
-		for _, step := range steps {
+		for n, step := range []struct {
+			after  time.Duration
+			certs  []*x509.Certificate // or the key is broken
+			logged string
+		}{
+			{certs: chain(first, a.cert)},
+			{certs: chain(second, a.cert)},
+			{logged: broken},
+			{},
+			{certs: chain(first, a.cert)},
+			{logged: broken},
+			{certs: chain(second), logged: `level=WARN msg="TLS_CERT has no intermediate certificate, so phones refuse it: use ` +
+				`the full chain"` + "\n"},
+			{certs: chain(first)},
+			{certs: chain(expired), logged: phones + "1999-01-01 00:00:00 UTC, so phones refuse it: renew it\"\n"},
+			{certs: chain(a.cert)}, // self-signed
+			{certs: chain(short, a.cert)},
+			{certs: chain(soon, a.cert), logged: strings.Replace(phones, "expired", "expires", 1) + "2000-01-01 02:00:00 UTC: renew it\"\n"},
+			{certs: chain(soon, a.cert), after: time.Hour},
+			{certs: chain(soon, a.cert), after: time.Hour, logged: phones + "2000-01-01 02:00:00 UTC, so phones refuse it: renew it\"\n"},
+		} {
 			before := len(log.String())
-			step.change()
-			time.Sleep(10 * time.Second)
-			same(t, step.name, string(must(c.get(nil)).Certificate[0]) == string(step.want.Raw), true)
-			_, logged, _ := strings.Cut(log.String()[before:], " ") // without the time
-			if !strings.HasPrefix(logged, step.logged) || strings.Count(logged, "\n") != min(1, len(step.logged)) {
-				t.Errorf("%s: got log\n%swant\n%s", step.name, logged, step.logged)
+			if step.certs != nil {
+				a.write(dir, step.certs...)
+				want = step.certs[0]
+			} else {
+				writeFile(keyFile, "broken")
 			}
+			time.Sleep(step.after + 10*time.Second)
+			same(t, n, must(c.get(nil)).Certificate[0], want.Raw)
+			_, logged, _ := strings.Cut(log.String()[before:], " ") // without the time
+			same(t, n, logged, step.logged)
 		}
 		cancel()
 		time.Sleep(certInterval)
