@@ -57,8 +57,8 @@ func TestSettings(t *testing.T) {
 			c.sandbox, c.addr, c.baseURLs = true, "127.0.0.1:2020", nil
 		},
 	} {
-		want := config{appIDs: []string{testAppID, otherAppID}, appSecrets: []string{testSecret, otherSecret}, addr: ":2020",
-			baseURLs: urls(wechatURLs), timeout: 5 * time.Second, maxInflight: 1024, maxConns: 10_000}
+		want := config{appIDs: []string{testAppID, otherAppID}, appSecrets: []string{testSecret, otherSecret},
+			addr: ":2020", baseURLs: urls(wechatURLs), timeout: 5 * time.Second, maxInflight: 1024, maxConns: 10_000}
 		differs(&want)
 		got, problems := load(t, settings, want.sandbox)
 		same(t, settings, []any{got, problems}, []any{want, ""})
@@ -69,10 +69,11 @@ func TestSettings(t *testing.T) {
 // "hunter2", which is never to be printed.
 func TestBadSettings(t *testing.T) {
 	for text, list := range map[string][]string{ // the text, or its beginning
-		"is not set: set it, or WX_APPSECRET_FILE to a file that holds it, or try it with -sandbox, ": {"WX_APPSECRET="},
-		"and WX_APPSECRET_FILE are both set: remove one of them":                                      {"WX_APPSECRET_FILE=hunter2|WX_APPSECRET=hunter2"},
+		"is not set: set it, or WX_APPSECRET_FILE to a file that holds it, or try it with -sandbox": {"WX_APPSECRET="},
 
-		"is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) by : and ,": {
+		"and WX_APPSECRET_FILE are both set: remove one of them": {"WX_APPSECRET_FILE=hunter2|WX_APPSECRET=hunter2"},
+
+		"is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) by ": {
 			"WX_APPID=你的AppID", "ADDR=：2020"},
 		"holds an invisible character: type it anew": {"WX_APPID=hunter2\u200bx", "WX_APPSECRET=\ufeffhunter2",
 			"ADDR=:1\u00a0", "TLS_KEY=x|TLS_CERT=hunter2\x7f"},
@@ -101,21 +102,22 @@ func TestBadSettings(t *testing.T) {
 		"has an empty entry: write a value there, and no comma at the end": {"WX_APPID=a,,b", "WX_APPSECRET=hunter2, ",
 			"WX_BASE_URL=,https://hunter2"},
 
-		"is not a listen address: write host:port or :port, as in ":                {"ADDR=hunter2", "ADDR=:hunter2"},
-		"has a port that does not exist: the port has to be 0 to 65535":            {"ADDR=hunter2:65536"},
-		"has a port that does not exist: the port has to be 1 to 65535":            {"WX_BASE_URL=https://hunter2:65536"},
-		"has no unit: write 5s or 800ms":                                           {"WX_TIMEOUT=5"},
-		"is not a time: write 5s or 800ms":                                         {"WX_TIMEOUT=5sec", "WX_TIMEOUT=hunter2"},
-		"is not above zero and up to 1h: write 5s or 800ms":                        {"WX_TIMEOUT=0s", "WX_TIMEOUT=1h1ns"},
-		"is not a whole number above zero: write digits only, as in 1024":          {"MAX_INFLIGHT=0"},
-		"is not a whole number above zero: write digits only, as in 10000":         {"MAX_CONNS=10_000"},
-		"and TLS_KEY belong together: set both to serve HTTPS, or neither":         {"TLS_CERT=x", "TLS_KEY=x|TLS_CERT="},
-		"holds the path of the API: leave /sns/jscode2session out, since wxopenid": {"WX_BASE_URL=https://x/sns/jscode2session"},
+		"is not a listen address: write host:port or :port, as in ":        {"ADDR=hunter2", "ADDR=:hunter2"},
+		"has a port that does not exist: the port has to be 0 to 65535":    {"ADDR=hunter2:65536"},
+		"has no unit: write 5s or 800ms":                                   {"WX_TIMEOUT=5"},
+		"is not a time: write 5s or 800ms":                                 {"WX_TIMEOUT=5sec", "WX_TIMEOUT=hunter2"},
+		"is not above zero and up to 1h: write 5s or 800ms":                {"WX_TIMEOUT=0s", "WX_TIMEOUT=1h1ns"},
+		"is not a whole number above zero: write digits only, as in 1024":  {"MAX_INFLIGHT=0"},
+		"is not a whole number above zero: write digits only, as in 10000": {"MAX_CONNS=10_000"},
+		"and TLS_KEY belong together: set both to serve HTTPS, or neither": {"TLS_CERT=x", "TLS_KEY=x|TLS_CERT="},
+
+		"holds the path of the API: leave /sns/jscode2session out, since wx": {"WX_BASE_URL=https://x/sns/jscode2session"},
+		"has a port that does not exist: the port has to be 1 to 65535":      {"WX_BASE_URL=https://hunter2:65536"},
 
 		"is not a list of base URLs: write https://host or https://host/prefix, with commas": {"WX_BASE_URL=hunter2",
 			"WX_BASE_URL=ftp://hunter2", "WX_BASE_URL=https://:443/hunter2", "WX_BASE_URL=https://x:hunter2@x",
 			"WX_BASE_URL=https://hunter2?x"},
-		"is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 for %, %23 for # and ": {
+		"is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 for %, %23": {
 			"HTTPS_PROXY=http://u:hunter2%@x:80", "HTTPS_PROXY=http://u:77#hunter2@x:80", "HTTPS_PROXY=:7890x",
 			"HTTPS_PROXY=http://u:77?hunter2@x:80", "HTTPS_PROXY=hunter2:", "HTTPS_PROXY=hunter2:70000",
 			"HTTPS_PROXY=socks4://hunter2:1", "https_proxy=http:/hunter2", "HTTPS_PROXY=http://hunter2:1/x",
@@ -150,7 +152,7 @@ func TestBadSettingsAllAtOnce(t *testing.T) {
 	}
 	stdout, stderr := runToEnd(t, 2, env)
 	checkNoValue(t, stderr)
-	same(t, stderr, []any{strings.Count(stderr, "\n"), stdout}, []any{len(env) - 1, ""}) // two for the AppSecret are one
+	same(t, stderr, []any{strings.Count(stderr, "\n"), stdout}, []any{len(env) - 1, ""}) // one AppSecret has two
 }
 
 func TestWarnings(t *testing.T) {
@@ -198,13 +200,13 @@ func TestDotEnv(t *testing.T) {
 			want: "ADDR=:1 WX_TIMEOUT=2s HTTP_PROXY=a#b NO_PROXY=a #b"},
 		{content: `NO_PROXY=$HOME\n${X}`, want: `NO_PROXY=$HOME\n${X}`},
 		{content: "ADDR=:1\nADDR=:2\nWX_TIMEOUT=2s\nWX_TIMEOUT=", want: "ADDR=:2"},
-		{content: "https_proxy=a:1\nHttp_Proxy=b:1\nNO_PROXY=c\nALL_PROXY=d:1", want: "HTTPS_PROXY=a:1 HTTP_PROXY=b:1 NO_PROXY=c"},
-		{content: "KEY=\"---\nMII= ADDR: x\n---\"\nWX_APPIDS: x\nADDR.x: x\n{\"ADDR\": 1}\naddr=:2\nADDR=:1", want: "ADDR=:1"},
+		{content: "https_proxy=a:1\nHttp_Proxy=b:1\nALL_PROXY=d:1", want: "HTTPS_PROXY=a:1 HTTP_PROXY=b:1"},
+		{content: "KEY=\"---\nM= ADDR: x\n---\"\nWX_APPIDS: x\nADDR.x: x\n{\"ADDR\": 1}\naddr=:2\nADDR=:1", want: "ADDR=:1"},
 		{content: "ADDR=:1\nHTTPS_PROXY=a:1\nWX_TIMEOUT=2s", want: "WX_TIMEOUT=2s",
 			env: map[string]string{"ADDR": ":2", "https_proxy": "b:1", "WX_TIMEOUT": ""}},
 		{content: "ADDR: x\nWX_BASE_URL=x\nHTTPS_PROXY=x", env: credentials()},
 		{content: "X: 1\nMAX_CONNS: hunter2", want: "MAX_CONNS" + bad + "MAX_CONNS= and the value"},
-		{content: "KEY=\"---\nexport http_proxy hunter2\n---\"", want: "HTTP_PROXY" + bad + "HTTP_PROXY= and the value"},
+		{content: "KEY=\"---\nexport http_proxy hunter2", want: "HTTP_PROXY" + bad + "HTTP_PROXY= and the value"},
 		{content: "\xff\xfeA\x00D\x00D\x00R\x00", want: ".env is in UTF-16: save it as UTF-8"},
 	} {
 		writeFile(".env", test.content)
@@ -229,11 +231,10 @@ func TestNoDotEnv(t *testing.T) {
 	p := startProgram(t, none, "-sandbox") // where all is made up
 	same(t, "status", post(t, p.url+"/openid", `{"code":"x"}`).status, 200)
 	same(t, p.log.String(), strings.Count(p.log.String(), `"level":"WARN"`), 1) // that it is a sandbox
-	for _, what := range []string{"set it to the mini program's AppID (mp.weixin.qq.com, 开发管理), in the environment or in .env",
+	for _, what := range []string{"set it to the mini program's AppID (" + console + "), in the environment or in .env",
 		"rename .env.txt to .env, the only name that is read"} {
 		_, stderr := runToEnd(t, 2, none)
-		line, _, _ := strings.Cut(stderr, "\n")
-		same(t, "line", line, "WX_APPID is not set: "+what+", or try it with -sandbox, which needs neither AppID nor AppSecret")
+		begins(t, stderr, "WX_APPID is not set: "+what+", or try it with -sandbox, which needs neither AppID nor AppSecret\n")
 		writeFile(".env.txt", "")
 	}
 	must(0, os.Mkdir(".env", 0o700))
@@ -254,14 +255,15 @@ func TestDotEnvInUse(t *testing.T) {
 	checkWords(t, "standard error of -healthy", stderr, "")
 
 	proxy := newWeChat(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
-	writeFile(".env", "WX_APPID="+testAppID+"\nWX_APPSECRET=odd\nWX_BASE_URL=https://wechat.invalid\nhttps_proxy="+proxy)
+	writeFile(".env", "WX_APPID="+testAppID+"\nWX_APPSECRET=odd\nWX_BASE_URL=https://x.invalid\nhttps_proxy="+proxy)
 	p := startProcess(t, map[string]string{"WX_APPID": ""}, "")
 	post(t, p.url+"/openid", `{"code":"x"}`)
 	p.stop()
 	log := p.log.String()
-	for _, want := range []string{`"INFO","msg":"settings from .env","names":"WX_APPID WX_APPSECRET WX_BASE_URL HTTPS_PROXY"}`,
-		`"WARN","msg":"WX_APPSECRET does not look like`, `"msg":"listening"`, "the proxy " + strings.TrimPrefix(proxy, "http://") +
-			" gives no connection to wechat.invalid:443 (status 403): "} { // in turn
+	for _, want := range []string{ // in turn
+		`"INFO","msg":"settings from .env","names":"WX_APPID WX_APPSECRET WX_BASE_URL HTTPS_PROXY"}`,
+		`"WARN","msg":"WX_APPSECRET does not look like`, `"msg":"listening"`,
+		"the proxy " + strings.TrimPrefix(proxy, "http://") + " gives no connection to x.invalid:443 (status 403): "} {
 		_, rest, found := strings.Cut(log, want)
 		same(t, want+" in\n"+log, found, true)
 		log = rest

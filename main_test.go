@@ -226,12 +226,12 @@ func (o *output) warnings() (messages []string) {
 // TestFlags has no environment, since none of these reads a setting.
 func TestFlags(t *testing.T) {
 	system := regexp.QuoteMeta(fmt.Sprintf(" (%s %s/%s)\n", runtime.Version(), runtime.GOOS, runtime.GOARCH))
-	const refused = "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment variables, or " +
-		"lines of the file .env: see wxopenid -h.\n"
+	const refused = "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment variables, " +
+		"or lines of the file .env: see wxopenid -h.\n"
 	for args, want := range map[string]string{ // a pattern on standard output, or nothing
 		"-version": `^wxopenid \S+( [0-9a-f]{12})?` + system + "$", "--version": `^wxopenid \S+` + system,
-		"-h": "(?s)-sandbox .*-check .*-healthy .*-version .*" + regexp.QuoteMeta(settingsHelp), "-sandbx": "", "hunter2": "",
-		"-check=hunter2": "", "-sandbox hunter2": "", "-sandbox -check": "", "--": "", "-check=false": "",
+		"-h": "(?s)-sandbox .*-check .*-healthy .*-version .*" + regexp.QuoteMeta(settingsHelp), "hunter2": "", "--": "",
+		"-sandbx": "", "-check=hunter2": "", "-sandbox hunter2": "", "-sandbox -check": "", "-check=false": "",
 	} {
 		var stdout, stderr bytes.Buffer
 		code := run(t.Context(), strings.Fields(args), nil, &stdout, &stderr)
@@ -259,9 +259,9 @@ func TestCheck(t *testing.T) {
 		{wechat: fakeWeChat(several()).ServeHTTP, env: several(), stdout: accepted + otherAccepted},
 		{wechat: fakeWeChat(other).ServeHTTP, env: several(), stdout: otherAccepted, stderr: "AppID " + testAppID +
 			": errcode 40013: WeChat does not know the AppID: copy it again from " + console + ".\n"},
-		{wechat: refuse(-1), env: credentials("WX_APPSECRET", "odd"), stderr: `"level":"WARN","msg":"WX_APPSECRET does not look ` +
-			"like an AppSecret (32 of 0-9a-f): copy it again\"}\nerrcode -1: WeChat is busy: try again in a moment.\n"},
-		{wechat: refuse(45011), env: credentials(), stderr: "WeChat limits the calls of a minute: try again in a minute.\n"},
+		{wechat: refuse(-1), env: credentials("WX_APPSECRET", "odd"), stderr: `"msg":"WX_APPSECRET does not look like an ` +
+			"AppSecret (32 of 0-9a-f): copy it again\"}\nerrcode -1: WeChat is busy: try again in a moment.\n"},
+		{wechat: refuse(45011), env: credentials(), stderr: " limits the calls of a minute: try again in a minute.\n"},
 		{wechat: say(`{"openid":"o"}`), env: credentials(),
 			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
 		{env: credentials(), stderr: ", what WX_BASE_URL leads to, and whether this network needs HTTP_PROXY.\n"},

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strings"
 	"testing"
@@ -16,14 +15,14 @@ func fakeWeChat(env map[string]string) *sandbox {
 	return newSandbox(must(loadConfig(getenv(env), true)), slog.New(slog.DiscardHandler))
 }
 
-func codeQuery(code string) string {
-	return url.Values{"appid": {testAppID}, "secret": {testSecret}, "grant_type": {"authorization_code"}, "js_code": {code}}.Encode()
-}
+const (
+	first = "appid=" + testAppID + "&secret=" + testSecret
+	grant = "&grant_type=authorization_code&js_code="
+)
 
 // TestSandboxAsWeChat asks the fake WeChat itself, as another program may.
 func TestSandboxAsWeChat(t *testing.T) {
-	const first, second = "appid=" + testAppID + "&secret=" + testSecret, "appid=" + otherAppID + "&secret=" + otherSecret
-	const grant = "&grant_type=authorization_code&js_code="
+	const second = "appid=" + otherAppID + "&secret=" + otherSecret
 	p, openIDs, unionIDs := startProgram(t, several(), "-sandbox"), make(map[string]bool), make(map[string]bool)
 	for _, test := range []struct {
 		query   string
@@ -51,9 +50,9 @@ func TestSandboxAsWeChat(t *testing.T) {
 			ErrMsg     string
 		}
 		must(0, json.NewDecoder(resp.Body).Decode(&got))
-		same(t, test.query, []any{resp.StatusCode, resp.Header.Get("Content-Type"), got.ErrCode}, []any{200, "text/plain", test.errcode})
 		isUser := regexp.MustCompile(`^o[\w-]{27}$`).MatchString(got.OpenID) && got.SessionKey != ""
-		same(t, test.query, []any{isUser, ridPattern.MatchString(got.ErrMsg)}, []any{test.errcode == 0, test.errcode != 0})
+		same(t, test.query, []any{resp.StatusCode, resp.Header.Get("Content-Type"), got.ErrCode, isUser,
+			ridPattern.MatchString(got.ErrMsg)}, []any{200, "text/plain", test.errcode, test.errcode == 0, test.errcode != 0})
 		openIDs[got.OpenID], unionIDs[got.UnionID] = true, true
 	}
 	same(t, "openids, one of each AppID and none", len(openIDs), 3)
@@ -63,7 +62,7 @@ func TestSandboxAsWeChat(t *testing.T) {
 // TestSandbox sends codes to the service, which asks the sandbox. A proxy is set that nobody runs.
 func TestSandbox(t *testing.T) {
 	t.Parallel()
-	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "http_proxy": nobody, "WX_BASE_URL": nobody}, "-sandbox")
+	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "WX_BASE_URL": nobody}, "-sandbox")
 	users := make(map[string]string) // by openid
 	for _, test := range []struct {
 		code    string
@@ -103,18 +102,18 @@ func TestSandbox(t *testing.T) {
 	}
 	same(t, "users", len(users), 3)
 	got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029","appid":"touristappid"}`)
-	same(t, "tourist", got.said(), "400 appid_mismatch: The mini program has the AppID touristappid and this service has "+testAppID+
-		": the code asks the sandbox for errcode 40029, or for something unknown, which the log explains.")
+	same(t, "tourist", got.said(), "400 appid_mismatch: The mini program has the AppID touristappid and this service has "+
+		testAppID+": the code asks the sandbox for errcode 40029, or for something unknown, which the log explains.")
 	same(t, "exit code", p.stop(), 0)
 	same(t, "standard output", p.out.String(), `curl -d "{\"code\":\"the code is a mock one\"}" `+p.url+"/openid\n")
-	const unknown = "the sandbox does not know what a code asks for: after sandbox: write user=NAME, unionid=1, errcode=NUMBER, " +
-		"delay=TIME (3s) or status=NUMBER (200 to 599), with & between two\n"
-	same(t, "warnings", strings.Join(p.log.warnings(), "\n")+"\n", "this is a sandbox: a fake WeChat answers, and the openids are made up\n"+
-		strings.Repeat(unknown, 5))
+	const unknown = "\nthe sandbox does not know what a code asks for: after sandbox: write user=NAME, unionid=1, " +
+		"errcode=NUMBER, delay=TIME (3s) or status=NUMBER (200 to 599), with & between two"
+	same(t, "warnings", strings.Join(p.log.warnings(), "\n"), "this is a sandbox: a fake WeChat answers, and the openids are "+
+		"made up"+strings.Repeat(unknown, 5))
 }
 
 func TestCurlLine(t *testing.T) {
-	for addr, host := range map[string]string{"127.0.0.1:1": "127.0.0.1:1", "[::]:1": "localhost:1", "0.0.0.0:1": "localhost:1"} {
+	for addr, host := range map[string]string{"[::1]:1": "[::1]:1", "[::]:1": "localhost:1", "0.0.0.0:1": "localhost:1"} {
 		got := curlLine(config{appIDs: []string{testAppID, otherAppID}, tlsCert: "x"}, addr)
 		const data = `"{\"code\":\"the code is a mock one\",\"appid\":\"` + testAppID + `\"}"`
 		same(t, addr, got, "curl -k -d "+data+" https://"+host+"/openid")

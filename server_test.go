@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/ecdsa"
@@ -41,10 +42,11 @@ func newAuthority(testing.TB) *authority {
 
 // sign signs a certificate for 127.0.0.1. The first is the authority's own.
 func (a *authority) sign(from, to time.Time) *x509.Certificate {
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: from.String()}, NotBefore: from,
-		NotAfter: to, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: a.cert == nil, BasicConstraintsValid: true}
-	parent := cmp.Or(a.cert, template)
-	return must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, template, parent, a.key.Public(), a.key))))
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: from.String()},
+		NotBefore: from, NotAfter: to, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: a.cert == nil,
+		BasicConstraintsValid: true}
+	der := must(x509.CreateCertificate(rand.Reader, template, cmp.Or(a.cert, template), a.key.Public(), a.key))
+	return must(x509.ParseCertificate(der))
 }
 
 // write writes certificates and the key to PEM files, whose names it returns.
@@ -71,19 +73,19 @@ func TestStartFails(t *testing.T) {
 	defer busy.Close()
 	cert, key := newPair(t)
 	_, otherKey := newPair(t)
-	const another = "ADDR: stop the other program there set another ADDR, an address of this machine with a free port above 1023"
+	const another = "ADDR: stop the other program set another ADDR, an address of this machine free port above 1023"
 	for _, test := range []struct{ name, value, cert, key, words string }{
 		{name: "ADDR", value: busy.Addr().String(), words: another},
 		{name: "ADDR", value: "192.0.2.1:2020", words: another},
-		{name: "TLS_CERT", value: cert + "0", key: key, words: "TLS_CERT cannot be read PEM file that this user may read"},
-		{name: "TLS_KEY", value: key + "0", cert: cert, words: "TLS_KEY cannot be read PEM file that this user may read"},
+		{name: "TLS_CERT", value: cert + "0", key: key, words: "TLS_CERT cannot be read PEM this user may read"},
+		{name: "TLS_KEY", value: key + "0", cert: cert, words: "TLS_KEY cannot be read PEM this user may read"},
 		{name: "TLS_CERT", value: key, key: key, words: "TLS_CERT and TLS_KEY cannot be used certificate leaf first"},
 		{name: "TLS_KEY", value: otherKey, cert: cert, words: "TLS_CERT and TLS_KEY cannot be used match leaf first"},
 	} {
 		stdout, stderr := runToEnd(t, 1, credentials("TLS_CERT", test.cert, "TLS_KEY", test.key, test.name, test.value))
 		checkWords(t, "standard error", stderr, test.words)
-		same(t, stderr, []any{strings.Count(stderr, "\n"), strings.Contains(stderr, key), strings.HasPrefix(stderr, "{"), stdout},
-			[]any{1, false, false, ""})
+		isPlain := !strings.Contains(stderr, key) && !strings.HasPrefix(stderr, "{")
+		same(t, stderr, []any{strings.Count(stderr, "\n"), isPlain, stdout}, []any{1, true, ""})
 	}
 }
 
@@ -197,7 +199,7 @@ func TestStopCutsOff(t *testing.T) {
 func TestTimes(t *testing.T) {
 	t.Parallel()
 	ask := func(code string) string {
-		return "GET " + wechatPath + "?" + codeQuery(code) + " HTTP/1.1\r\nHost: x\r\n\r\n"
+		return "GET " + wechatPath + "?" + first + grant + code + " HTTP/1.1\r\nHost: x\r\n\r\n"
 	}
 	for _, test := range []struct {
 		parts  []string      // of the request
@@ -217,8 +219,8 @@ func TestTimes(t *testing.T) {
 		{parts: []string{strings.Replace(halfBody, "/openid", "/", 1)}, want: "not_found", closed: 15 * time.Second},
 		{parts: []string{halfBody[:30], halfBody[30:], `{"cod":"xx"}`}, pause: 14 * time.Second, want: "no code",
 			logged: 14 * time.Second, closed: 28*time.Second + 65*time.Minute},
-		{parts: []string{strings.Replace(halfBody, "12", "28", 1), `{"code":"sandbox:delay=30s"}`}, want: `{"openid":"o`,
-			logged: 30 * time.Second, closed: 30*time.Second + 65*time.Minute},
+		{parts: []string{strings.Replace(halfBody, "12", "28", 1), `{"code":"sandbox:delay=30s"}`},
+			want: `{"openid":"o`, logged: 30 * time.Second, closed: 30*time.Second + 65*time.Minute},
 		{parts: []string{ask("sandbox:delay=3s")}, want: `"openid":"o`, closed: 3*time.Second + 65*time.Minute},
 		{parts: []string{ask("sandbox:delay=24h")}, want: `"openid":"o`, closed: 75 * time.Minute},
 	} {
@@ -227,7 +229,9 @@ func TestTimes(t *testing.T) {
 			h := newHandler("http://wechat", log)
 			h.sandbox = fakeWeChat(credentials())
 			b := startInBubble(t, t.Context(), config{timeout: time.Minute}, h)
-			h.wechat.bases[0].dial = func(context.Context, string, string) (net.Conn, error) { return b.dial(t, ""), nil }
+			h.wechat.bases[0].dial = func(context.Context, string, string) (net.Conn, error) {
+				return b.dial(t, ""), nil
+			}
 			conn, start := b.dial(t, ""), time.Now()
 			go func() {
 				for _, part := range test.parts {
@@ -241,7 +245,7 @@ func TestTimes(t *testing.T) {
 			got, _ := io.ReadAll(conn)
 			late := time.Since(start) - test.closed
 			time.Sleep(time.Minute) // until the last part is sent
-			if !strings.Contains(string(got), test.want) || test.want == "" && len(got) > 0 || late < 0 || late > time.Second/2 {
+			if !strings.Contains(string(got), test.want) || test.want == "" && len(got) > 0 || late < 0 || late > time.Second {
 				t.Errorf("%+v: got %q and the end %v late", test, got, late)
 			}
 			if test.logged != 0 {
@@ -255,10 +259,12 @@ func TestTimes(t *testing.T) {
 func TestMaxConns(t *testing.T) {
 	t.Parallel()
 	cert, key := newPair(t)
-	for sent, files := range map[string][2]string{"": {}, getHealthz[:20]: {}, halfBody: {}, getHealthz: {}, "\x16\x03": {cert, key}} {
+	for sent, c := range map[string]config{"": {}, getHealthz[:20]: {}, halfBody: {}, getHealthz: {},
+		"\x16\x03": {tlsCert: cert, tlsKey: key}} {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
-			b := startInBubble(t, ctx, config{timeout: time.Minute, maxConns: 2, tlsCert: files[0], tlsKey: files[1]}, nil)
+			c.timeout, c.maxConns = time.Minute, 2
+			b := startInBubble(t, ctx, c, nil)
 			dial := func() net.Conn {
 				conn := b.dial(t, sent)
 				go io.Copy(io.Discard, conn)
@@ -281,12 +287,12 @@ func TestMaxConns(t *testing.T) {
 	}
 }
 
-// TestHTTPS has good and bad handshakes, and load balancers' TCP checks, which send nothing and end in one of three ways.
+// TestHTTPS has good and bad handshakes, and load balancers' TCP checks, which send nothing.
 func TestHTTPS(t *testing.T) {
 	t.Parallel()
 	cert, key := newPair(t)
 	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
-	for version, want := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+	for version, want := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true} {
 		c := &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version}
 		conn, err := tls.Dial("tcp", p.addr, c)
 		if same(t, version, err == nil, want); want {
@@ -303,10 +309,10 @@ func TestHTTPS(t *testing.T) {
 	got := p.log.warnings()
 	same(t, got, len(got), 1)
 	checkWords(t, "the log", got[0], "TLS handshake error")
-	for _, end := range []string{"read tcp: i/o timeout", "wsarecv: An existing connection was forcibly closed by the remote host."} {
-		log := &output{}
-		serverLog{slog.New(slog.NewJSONHandler(log, nil))}.Write([]byte("http: TLS handshake error from 127.0.0.1:1: " + end + "\n"))
-		checkWords(t, "the log", log.String(), "")
+	for _, end := range []string{"i/o timeout", "An existing connection was forcibly closed by the remote host."} {
+		var log bytes.Buffer
+		serverLog{slog.New(slog.NewTextHandler(&log, nil))}.Write([]byte("http: TLS handshake error from x: read: " + end + "\n"))
+		same(t, end, log.String(), "")
 	}
 }
 
@@ -316,12 +322,13 @@ func TestCertificate(t *testing.T) {
 	a, dir := newAuthority(t), t.TempDir()
 	at := func(year, hour int) time.Time { return time.Date(year, 1, 1, hour, 0, 0, 0, time.UTC) } // now is 2000
 	chain := func(certs ...*x509.Certificate) []*x509.Certificate { return certs }
-	first, second, expired := a.sign(at(1999, 0), at(2001, 0)), a.sign(at(1999, 0), at(2002, 0)), a.sign(at(1998, 0), at(1999, 0))
-	soon, short := a.sign(at(1999, 0), at(2000, 2)), a.sign(at(2000, 0), at(2000, 3))
+	first, second := a.sign(at(1999, 0), at(2001, 0)), a.sign(at(1999, 0), at(2002, 0))
+	expired, soon := a.sign(at(1998, 0), at(1999, 0)), a.sign(at(1999, 0), at(2000, 2))
+	short := a.sign(at(2000, 0), at(2000, 3))
 	certFile, keyFile := a.write(dir, first, a.cert)
-	const phones = `level=WARN msg="the certificate in TLS_CERT expired on `
-	const broken = `level=ERROR msg="the old certificate stays in use" cause="TLS_CERT and TLS_KEY cannot be used (tls: failed to ` +
-		`find any PEM data in key input): use PEM files, leaf first, without password"` + "\n"
+	const warn, refuse = `level=WARN msg="`, `so phones refuse it: `
+	const broken = `level=ERROR msg="the old certificate stays in use" cause="TLS_CERT and TLS_KEY cannot be used (tls: ` +
+		`failed to find any PEM data in key input): use PEM files, leaf first, without password"`
 	synctest.Test(t, func(t *testing.T) {
 		log, want := &output{}, first
 		c := must(newCertificate(config{tlsCert: certFile, tlsKey: keyFile}, slog.New(slog.NewTextHandler(log, nil))))
@@ -339,15 +346,17 @@ func TestCertificate(t *testing.T) {
 			{},
 			{certs: chain(first, a.cert)},
 			{logged: broken},
-			{certs: chain(second), logged: `level=WARN msg="TLS_CERT has no intermediate certificate, so phones refuse it: use ` +
-				`the full chain"` + "\n"},
+			{certs: chain(second), logged: warn + "TLS_CERT has no intermediate certificate, " + refuse + `use the full chain"`},
 			{certs: chain(first)},
-			{certs: chain(expired), logged: phones + "1999-01-01 00:00:00 UTC, so phones refuse it: renew it\"\n"},
+			{certs: chain(expired), logged: warn + "the certificate in TLS_CERT expired on 1999-01-01 00:00:00 UTC, " + refuse +
+				`renew it"`},
 			{certs: chain(a.cert)}, // self-signed
 			{certs: chain(short, a.cert)},
-			{certs: chain(soon, a.cert), logged: strings.Replace(phones, "expired", "expires", 1) + "2000-01-01 02:00:00 UTC: renew it\"\n"},
+			{certs: chain(soon, a.cert),
+				logged: warn + `the certificate in TLS_CERT expires on 2000-01-01 02:00:00 UTC: renew it"`},
 			{certs: chain(soon, a.cert), after: time.Hour},
-			{certs: chain(soon, a.cert), after: time.Hour, logged: phones + "2000-01-01 02:00:00 UTC, so phones refuse it: renew it\"\n"},
+			{certs: chain(soon, a.cert), after: time.Hour,
+				logged: warn + "the certificate in TLS_CERT expired on 2000-01-01 02:00:00 UTC, " + refuse + `renew it"`},
 		} {
 			before := len(log.String())
 			if step.certs != nil {
@@ -359,7 +368,7 @@ func TestCertificate(t *testing.T) {
 			time.Sleep(step.after + 10*time.Second)
 			same(t, n, must(c.get(nil)).Certificate[0], want.Raw)
 			_, logged, _ := strings.Cut(log.String()[before:], " ") // without the time
-			same(t, n, logged, step.logged)
+			same(t, n, strings.TrimSpace(logged), step.logged)
 		}
 		cancel()
 		time.Sleep(certInterval)
