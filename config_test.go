@@ -68,12 +68,12 @@ func TestSettings(t *testing.T) {
 // TestBadSettings has what is said, behind the variable, and settings of which the last is bad. Their values hold
 // "hunter2", which is never to be printed.
 func TestBadSettings(t *testing.T) {
-	for text, list := range map[string][]string{ // the text, or its beginning
-		"is not set: set it, or WX_APPSECRET_FILE to a file that holds it, or try it with -sandbox": {"WX_APPSECRET="},
+	for text, list := range map[string][]string{
+		"is not set: set it, or WX_APPSECRET_FILE to a file that holds it, or try it with -sandbox…": {"WX_APPSECRET="},
 
 		"and WX_APPSECRET_FILE are both set: remove one of them": {"WX_APPSECRET_FILE=hunter2|WX_APPSECRET=hunter2"},
 
-		"is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) by ": {
+		"is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) by…": {
 			"WX_APPID=你的AppID", "ADDR=：2020"},
 		"holds an invisible character: type it anew": {"WX_APPID=hunter2\u200bx", "WX_APPSECRET=\ufeffhunter2",
 			"ADDR=:1\u00a0", "TLS_KEY=x|TLS_CERT=hunter2\x7f"},
@@ -87,22 +87,22 @@ func TestBadSettings(t *testing.T) {
 		"has quotes around it: remove them": {`WX_APPSECRET="hunter2"`, "WX_APPID=“hunter2”", "ADDR=`hunter2`",
 			"TLS_KEY=x|TLS_CERT='hunter2'"},
 
-		"cannot be read (": {"WX_APPSECRET=|WX_APPSECRET_FILE=hunter2"},
-		"names a file that is empty: put the AppSecret into it":           {"FILE= \r\n\n"},
-		"names a file that has quotes around it: remove them":             {"FILE=\"hunter2\"\n"},
-		"names a file that has an empty entry: write a value there, ":     {"FILE=hunter2,"},
-		"names a file in UTF-16: save it as UTF-8":                        {"FILE=\xff\xfeh\x00u\x00"},
-		"names a file with more than the AppSecret: the file has to hold": {"FILE=WX_APPSECRET=hunter2\n"},
+		"cannot be read (…): name a file that this user may read":          {"WX_APPSECRET=|WX_APPSECRET_FILE=hunter2"},
+		"names a file that is empty: put the AppSecret into it":            {"FILE= \r\n\n"},
+		"names a file that has quotes around it: remove them":              {"FILE=\"hunter2\"\n"},
+		"names a file that has an empty entry: write a value there, …":     {"FILE=hunter2,"},
+		"names a file in UTF-16: save it as UTF-8":                         {"FILE=\xff\xfeh\x00u\x00"},
+		"names a file with more than the AppSecret: the file has to hold…": {"FILE=WX_APPSECRET=hunter2\n"},
 
-		"holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), ": {"WX_APPID=hunter2, " + otherSecret},
-		"holds the same AppID twice: write each once":                       {"WX_APPID=hunter2 ,hunter2"},
+		"holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), …": {"WX_APPID=hunter2, " + otherSecret},
+		"holds the same AppID twice: write each once":                        {"WX_APPID=hunter2 ,hunter2"},
 
 		"has another number of entries (1) than WX_APPID (2): write one AppSecret for each AppID, in the same order": {
 			"FILE=hunter2", "WX_APPSECRET=hunter2"},
 		"has an empty entry: write a value there, and no comma at the end": {"WX_APPID=a,,b", "WX_APPSECRET=hunter2, ",
 			"WX_BASE_URL=,https://hunter2"},
 
-		"is not a listen address: write host:port or :port, as in ":        {"ADDR=hunter2", "ADDR=:hunter2"},
+		"is not a listen address: write host:port or :port, as in …":       {"ADDR=hunter2", "ADDR=:hunter2"},
 		"has a port that does not exist: the port has to be 0 to 65535":    {"ADDR=hunter2:65536"},
 		"has no unit: write 5s or 800ms":                                   {"WX_TIMEOUT=5"},
 		"is not a time: write 5s or 800ms":                                 {"WX_TIMEOUT=5sec", "WX_TIMEOUT=hunter2"},
@@ -111,13 +111,13 @@ func TestBadSettings(t *testing.T) {
 		"is not a whole number above zero: write digits only, as in 10000": {"MAX_CONNS=10_000"},
 		"and TLS_KEY belong together: set both to serve HTTPS, or neither": {"TLS_CERT=x", "TLS_KEY=x|TLS_CERT="},
 
-		"holds the path of the API: leave /sns/jscode2session out, since wx": {"WX_BASE_URL=https://x/sns/jscode2session"},
-		"has a port that does not exist: the port has to be 1 to 65535":      {"WX_BASE_URL=https://hunter2:65536"},
+		"holds the path of the API: leave /sns/jscode2session out, …":   {"WX_BASE_URL=https://x/sns/jscode2session"},
+		"has a port that does not exist: the port has to be 1 to 65535": {"WX_BASE_URL=https://hunter2:65536"},
 
 		"is not a list of base URLs: write https://host or https://host/prefix, with commas": {"WX_BASE_URL=hunter2",
 			"WX_BASE_URL=ftp://hunter2", "WX_BASE_URL=https://:443/hunter2", "WX_BASE_URL=https://x:hunter2@x",
 			"WX_BASE_URL=https://hunter2?x"},
-		"is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 for %, %23": {
+		"is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 for %, %23…": {
 			"HTTPS_PROXY=http://u:hunter2%@x:80", "HTTPS_PROXY=http://u:77#hunter2@x:80", "HTTPS_PROXY=:7890x",
 			"HTTPS_PROXY=http://u:77?hunter2@x:80", "HTTPS_PROXY=hunter2:", "HTTPS_PROXY=hunter2:70000",
 			"HTTPS_PROXY=socks4://hunter2:1", "https_proxy=http:/hunter2", "HTTPS_PROXY=http://hunter2:1/x",
@@ -130,9 +130,8 @@ func TestBadSettings(t *testing.T) {
 			}
 			_, got := load(t, settings, false)
 			checkNoValue(t, got)
-			if !strings.HasPrefix(got, name+" "+text) || strings.Contains(got, "\n") {
-				t.Errorf("%q: got %q, want one line %q", settings, got, text)
-			}
+			like(t, got, name+" "+text)
+			same(t, got, strings.Count(got, "\n"), 0)
 		}
 	}
 }
@@ -201,7 +200,7 @@ func TestDotEnv(t *testing.T) {
 		{content: `NO_PROXY=$HOME\n${X}`, want: `NO_PROXY=$HOME\n${X}`},
 		{content: "ADDR=:1\nADDR=:2\nWX_TIMEOUT=2s\nWX_TIMEOUT=", want: "ADDR=:2"},
 		{content: "https_proxy=a:1\nHttp_Proxy=b:1\nALL_PROXY=d:1", want: "HTTPS_PROXY=a:1 HTTP_PROXY=b:1"},
-		{content: "KEY=\"---\nM= ADDR: x\n---\"\nWX_APPIDS: x\nADDR.x: x\n{\"ADDR\": 1}\naddr=:2\nADDR=:1", want: "ADDR=:1"},
+		{content: "K=\"---\nM= ADDR: x\n---\"\nWX_APPIDS: x\nADDR.x: x\n{ADDR: 1}\naddr=:2\nADDR=:1", want: "ADDR=:1"},
 		{content: "ADDR=:1\nHTTPS_PROXY=a:1\nWX_TIMEOUT=2s", want: "WX_TIMEOUT=2s",
 			env: map[string]string{"ADDR": ":2", "https_proxy": "b:1", "WX_TIMEOUT": ""}},
 		{content: "ADDR: x\nWX_BASE_URL=x\nHTTPS_PROXY=x", env: credentials()},
@@ -234,15 +233,13 @@ func TestNoDotEnv(t *testing.T) {
 	for _, what := range []string{"set it to the mini program's AppID (" + console + "), in the environment or in .env",
 		"rename .env.txt to .env, the only name that is read"} {
 		_, stderr := runToEnd(t, 2, none)
-		begins(t, stderr, "WX_APPID is not set: "+what+", or try it with -sandbox, which needs neither AppID nor AppSecret\n")
+		like(t, stderr, "WX_APPID is not set: "+what+", or try it with -sandbox, which needs neither AppID nor …\n…")
 		writeFile(".env.txt", "")
 	}
 	must(0, os.Mkdir(".env", 0o700))
 	for arg, code := range map[string]int{"-sandbox": 2, "-check": 2, "-healthy": 1} {
 		_, stderr := runToEnd(t, code, none, arg)
-		line, remedy, _ := strings.Cut(stderr, " (")
-		_, remedy, _ = strings.Cut(remedy, ")")
-		same(t, arg, line+remedy, ".env cannot be read: let this user read it, or move it away\n")
+		like(t, stderr, ".env cannot be read (…): let this user read it, or move it away\n")
 	}
 }
 

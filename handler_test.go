@@ -170,8 +170,8 @@ func TestFailures(t *testing.T) {
 		40226: {said: "403 user_blocked: ", cause: "high-risk: WeChat's support"},
 		45011: {said: "429 rate_limited: ", retryAfter: "60", cause: "limits the calls of a minute: in a minute"},
 		40013: {said: "500 misconfigured: ", cause: "does not know the AppID: copy it again " + console},
-		40125: {said: "500 misconfigured: ", cause: "copy it again where it is kept, not show again. lost, reset ends the " +
-			"old one everywhere. WX_APPSECRET_FILE restart " + console},
+		40125: {said: "500 misconfigured: ", cause: "copy it again where it is kept, not show again. lost, reset ends " +
+			"the old one everywhere. WX_APPSECRET_FILE restart " + console},
 		40164: {said: "500 misconfigured: ", cause: "IP白名单 (the allowlist) its range takes minutes; WeChat saw the " +
 			"address 203.0.113.7 " + console},
 		40243: {said: "500 misconfigured: ", cause: "frozen: unfreeze takes ten minutes " + console},
@@ -194,7 +194,7 @@ func TestFailures(t *testing.T) {
 		p := startService(t, refuse(errcode))
 		got := post(t, p.url+"/openid?code=x", `{"code":"0a1B2c3D"}`)
 		same(t, got.said(), []any{got.ErrCode, got.header.Get("Retry-After")}, []any{errcode, test.retryAfter})
-		begins(t, got.said(), test.said)
+		like(t, got.said(), test.said+"…")
 		record := checkLog(t, p, got)
 		checkWords(t, "the log", fmt.Sprint(record["cause"]), fmt.Sprintf("errcode %d: %s", errcode, test.cause))
 		same(t, record, []any{record["method"], record["path"], record["appid"]}, []any{"POST", "/openid", nil})
@@ -320,7 +320,7 @@ func TestRequestBody(t *testing.T) {
 	} {
 		for _, body := range bodies {
 			got := send(body)
-			begins(t, got.said(), "400 invalid_request: "+message)
+			like(t, got.said(), "400 invalid_request: "+message+"…")
 			checkFailure(t, got, 400, "invalid_request", "")
 			same(t, body, checkLog(t, p, got)["cause"], got.Message)
 		}
@@ -345,7 +345,7 @@ func TestAppIDs(t *testing.T) {
 		none        = "400 invalid_request: This service has several AppIDs, and the request names none: send "
 		third       = "wx00112233445566aa"
 		has         = "400 appid_mismatch: The mini program has the AppID "
-		differs     = has + otherAppID + " and this service has " + testAppID + ": fix appid in project.config.json, or "
+		differs     = has + otherAppID + " and this service has " + testAppID + ": fix appid in project.config.json, "
 		noneOf      = ", which is none of this service's: fix appid in project.config.json, or add it to WX_APPID"
 		tools       = ": the developer tools are in tourist mode, so give the project an AppID of your own, or "
 	)
@@ -375,7 +375,7 @@ func TestAppIDs(t *testing.T) {
 			one: has + "touristappid and this service has " + testAppID + tools},
 		{code: mockCode, one: "400 invalid_code: The code is refused" + tools, three: none},
 		{one: unknown, three: none, referers: []string{"https://servicewechat.com.x/" + otherAppID + page, host + page,
-			"x?" + fromOther, fromOther + "?x", host + otherAppID + "/27/", host + "<b>" + page, host + otherAppID + "0" + page}},
+			"x?" + fromOther, fromOther + "?x", host + otherAppID + "/27/", host + "<b>" + page, host + "wx0" + page}},
 	}
 	one := startService(t, func(w http.ResponseWriter, r *http.Request) {
 		refuse(map[bool]int{false: 40029, true: 40163}[r.FormValue("js_code") == "used"])(w, r)
@@ -394,7 +394,7 @@ func TestAppIDs(t *testing.T) {
 		for _, referer := range append(test.referers, "")[:max(1, len(test.referers))] {
 			for p, want := range map[*program]string{one: test.one, three: cmp.Or(test.three, openID)} {
 				got := post(t, p.url+"/openid", body, "Referer", referer, "X-WECHAT-HOSTSIGN", test.plugin)
-				begins(t, got.said(), want)
+				like(t, got.said(), want+"…")
 				record := checkLog(t, p, got)
 				same(t, record, record["appid"], map[bool]any{true: test.chosen}[p == three && test.chosen != ""])
 			}
@@ -404,7 +404,7 @@ func TestAppIDs(t *testing.T) {
 
 func TestRequestID(t *testing.T) {
 	p, long := startService(t, echo), strings.Repeat("x", 128)
-	for id, kept := range map[string]bool{"7F:A6_#12!~": true, long: true, long + "x": false, "": false, "a b": false, "é": false} {
+	for id, kept := range map[string]bool{"7F:A_#1!~": true, long: true, long + "x": false, "": false, "a b": false, "é": false} {
 		first := post(t, p.url+"/openid", "", "X-Request-Id", id).header.Get("X-Request-Id")
 		again := post(t, p.url+"/openid", "", "X-Request-Id", id).header.Get("X-Request-Id")
 		same(t, id, []any{first == id, first == again}, []any{kept, kept})
@@ -424,8 +424,8 @@ func TestPaths(t *testing.T) {
 			said: "405 method_not_allowed: /openid takes POST only: set method to POST, since wx.request uses GET by "},
 		{lines: []string{"POST /openid?code=x", "POST /%6fpenid"}, logged: "/openid", said: "400 invalid_request: "},
 		{logged: "(other)", said: "404 not_found: There is nothing here: use POST /openid, or GET /healthz.",
-			lines: []string{"GET /", "POST //openid", "POST /openid/0a1B2c3D", "POST /openid%2F", "POST /x/%2e%2e/openid", "OPTIONS *",
-				"GET /sns/jscode2session", "CONNECT x:443", "GET /?" + strings.Repeat("x", 7<<10)}},
+			lines: []string{"GET /", "POST //openid", "POST /openid/0a1B2c3D", "POST /openid%2F", "POST /x/%2e%2e/openid",
+				"OPTIONS *", "GET /sns/jscode2session", "CONNECT x:443", "GET /?" + strings.Repeat("x", 7<<10)}},
 	}
 	p := startService(t, echo)
 	ask := func(line string) *http.Response {
@@ -435,7 +435,7 @@ func TestPaths(t *testing.T) {
 	for _, test := range tests {
 		for _, line := range test.lines {
 			got := read(t, ask(line))
-			begins(t, got.said(), test.said)
+			like(t, got.said(), test.said+"…")
 			same(t, line, got.header.Get("Allow"), test.allow)
 			if test.logged != "" { // or the next row finds no line of this one in the log
 				record := checkLog(t, p, got)

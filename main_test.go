@@ -59,11 +59,12 @@ func same(t testing.TB, what, got, want any) {
 	}
 }
 
-// begins wants text to begin with start.
-func begins(t testing.TB, text, start string) {
+// like wants text to be want, in which … stands for anything.
+func like(t testing.TB, text, want string) {
 	t.Helper()
-	if !strings.HasPrefix(text, start) {
-		t.Errorf("got\n%s\nwant\n%s", text, start)
+	pattern := "(?s)^" + strings.ReplaceAll(regexp.QuoteMeta(want), "…", ".*") + "$"
+	if !regexp.MustCompile(pattern).MatchString(text) {
+		t.Errorf("got\n%s\nwant\n%s", text, want)
 	}
 }
 
@@ -212,91 +213,84 @@ func (o *output) next(t testing.TB, msg string) map[string]any {
 	return nil
 }
 
-// warnings returns the msg of each line of level WARN, but for those of requests.
-func (o *output) warnings() (messages []string) {
-	for line := range strings.Lines(o.String()) {
-		var record struct{ Level, Msg string }
-		if json.Unmarshal([]byte(line), &record) == nil && record.Level == "WARN" && record.Msg != "request" {
-			messages = append(messages, record.Msg)
-		}
-	}
-	return messages
-}
-
-// TestFlags has no environment, since none of these reads a setting.
-func TestFlags(t *testing.T) {
-	system := regexp.QuoteMeta(fmt.Sprintf(" (%s %s/%s)\n", runtime.Version(), runtime.GOOS, runtime.GOARCH))
-	const refused = "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment variables, " +
-		"or lines of the file .env: see wxopenid -h.\n"
-	for args, want := range map[string]string{ // a pattern on standard output, or nothing
-		"-version": `^wxopenid \S+( [0-9a-f]{12})?` + system + "$", "--version": `^wxopenid \S+` + system,
-		"-h": "(?s)-sandbox .*-check .*-healthy .*-version .*" + regexp.QuoteMeta(settingsHelp), "hunter2": "", "--": "",
-		"-sandbx": "", "-check=hunter2": "", "-sandbox hunter2": "", "-sandbox -check": "", "-check=false": "",
-	} {
-		var stdout, stderr bytes.Buffer
-		code := run(t.Context(), strings.Fields(args), nil, &stdout, &stderr)
-		if want == "" {
-			same(t, args, []any{code, stderr.String(), stdout.Len()}, []any{2, refused, 0})
-		} else if !regexp.MustCompile(want).Match(stdout.Bytes()) || code != 0 || stderr.Len() > 0 {
-			t.Errorf("%s: got %d, %q and %q, want 0 and %s", args, code, &stdout, &stderr, want)
-		}
-	}
-}
-
-// TestCheck has another program listen on ADDR, since -check opens no listener. The last row is interrupted.
-func TestCheck(t *testing.T) {
-	const accepted, otherAccepted = "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n",
-		"WeChat accepts the AppID " + otherAppID + " and its AppSecret.\n"
-	other := credentials("WX_APPID", otherAppID, "WX_APPSECRET", otherSecret)
-	ctx, interrupt := context.WithCancel(t.Context())
-	for _, test := range []struct {
-		wechat         http.HandlerFunc
-		env            map[string]string
-		stdout, stderr string // the end of stderr
-	}{
-		{wechat: refuse(40029), env: credentials(), stdout: accepted},
-		{wechat: refuse(40163), env: credentials(), stdout: accepted},
-		{wechat: fakeWeChat(several()).ServeHTTP, env: several(), stdout: accepted + otherAccepted},
-		{wechat: fakeWeChat(other).ServeHTTP, env: several(), stdout: otherAccepted, stderr: "AppID " + testAppID +
-			": errcode 40013: WeChat does not know the AppID: copy it again from " + console + ".\n"},
-		{wechat: refuse(-1), env: credentials("WX_APPSECRET", "odd"), stderr: `"msg":"WX_APPSECRET does not look like an ` +
-			"AppSecret (32 of 0-9a-f): copy it again\"}\nerrcode -1: WeChat is busy: try again in a moment.\n"},
-		{wechat: refuse(45011), env: credentials(), stderr: " limits the calls of a minute: try again in a minute.\n"},
-		{wechat: say(`{"openid":"o"}`), env: credentials(),
-			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
-		{env: credentials(), stderr: ", what WX_BASE_URL leads to, and whether this network needs HTTP_PROXY.\n"},
-		{env: credentials("TLS_CERT", "x", "TLS_KEY", "x"), stderr: ": name a PEM file that this user may read\n"},
-		{wechat: func(w http.ResponseWriter, r *http.Request) { interrupt(); hang(w, r) }, env: credentials(),
-			stderr: "Stopped before WeChat answered: run -check again.\n"},
-	} {
-		test.env["WX_BASE_URL"] = newWeChat(t, test.wechat)
-		test.env["ADDR"] = strings.TrimPrefix(test.env["WX_BASE_URL"], "http://")
-		var stdout, stderr bytes.Buffer
-		code, last := run(ctx, []string{"-check"}, getenv(test.env), &stdout, &stderr), stderr.String()
-		last = last[max(0, len(last)-max(1, len(test.stderr))):]
-		same(t, "-check", []any{code, stdout.String(), last},
-			[]any{min(len(test.stderr), 1), test.stdout, test.stderr})
-	}
-}
-
-func TestHealthy(t *testing.T) {
+// TestEnds has all the ways in which the program ends by itself, but for bad settings.
+func TestEnds(t *testing.T) {
 	cert, key := newPair(t)
+	_, otherKey := newPair(t)
 	plain := startProgram(t, credentials()).addr
 	secure := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key)).addr
-	const start = " start it, or use its ADDR and TLS_CERT."
-	for _, test := range []struct{ addr, cert, stderr string }{ // words, or nothing where the service is up
-		{addr: plain},
-		{addr: secure, cert: cert},
-		{addr: plain, cert: cert, stderr: start},
-		{addr: strings.TrimPrefix(nobody, "http://"), stderr: start},
-		{addr: strings.TrimPrefix(newWeChat(t, http.NotFound), "http://"), stderr: "another program 404" + start},
-		{addr: plain + "\r", stderr: "ADDR CR"},
-		{addr: plain, cert: `"x"`, stderr: "TLS_CERT quotes"},
+	other := strings.TrimPrefix(newWeChat(t, http.NotFound), "http://")
+	ctx, interrupt := context.WithCancel(t.Context())
+	wechat := func(handler http.HandlerFunc, env map[string]string) map[string]string {
+		env["WX_BASE_URL"], env["ADDR"] = newWeChat(t, handler), plain // -check opens no listener
+		return env
+	}
+	last := func(w http.ResponseWriter, r *http.Request) { interrupt(); hang(w, r) }
+	const (
+		refused  = "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment variables, …"
+		accepted = "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"
+		second   = "WeChat accepts the AppID " + otherAppID + " and its AppSecret.\n"
+		start    = "wxopenid does not answer at ADDR (…): start it, or use its ADDR and TLS_CERT.\n"
+		noPort   = "ADDR: …: stop the other program there, or set another ADDR, an address of this machine with a free …\n"
+		unread   = " cannot be read (…): name a PEM file that this user may read\n"
+		unusable = "TLS_CERT and TLS_KEY cannot be used (…): use PEM files, leaf first, without password\n"
+	)
+	for _, test := range []struct {
+		args           string
+		env            map[string]string
+		stdout, stderr string
+	}{
+		{args: "-version", stdout: fmt.Sprintf("wxopenid … (%s %s/%s)\n", runtime.Version(), runtime.GOOS, runtime.GOARCH)},
+		{args: "--version", stdout: "wxopenid …"},
+		{args: "-h", stdout: usage + settingsHelp},
+		{args: "-sandbx", stderr: refused},
+		{args: "hunter2", stderr: refused},
+		{args: "-check=false", stderr: refused},
+		{args: "-sandbox hunter2", stderr: refused},
+		{args: "-sandbox -check", stderr: refused},
+		{args: "--", stderr: refused},
+
+		{args: "-check", env: wechat(refuse(40029), credentials()), stdout: accepted},
+		{args: "-check", env: wechat(refuse(40163), credentials()), stdout: accepted},
+		{args: "-check", env: wechat(fakeWeChat(several()).ServeHTTP, several()), stdout: accepted + second},
+		{args: "-check", env: wechat(fakeWeChat(credentials()).ServeHTTP, several()), stdout: accepted, stderr: "AppID " +
+			otherAppID + ": errcode 40013: WeChat does not know the AppID: copy it again from " + console + ".\n"},
+		{args: "-check", env: wechat(refuse(-1), credentials("WX_APPSECRET", "odd")), stderr: `{…"level":"WARN","msg":"WX_APPSECRET ` +
+			"does not look like an AppSecret…\"}\nerrcode -1: WeChat is busy: try again in a moment.\n"},
+		{args: "-check", env: wechat(refuse(45011), credentials()), stderr: "errcode 45011: WeChat limits the calls of a …\n"},
+		{args: "-check", env: wechat(say(`{"openid":"o"}`), credentials()),
+			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
+		{args: "-check", env: wechat(nil, credentials()), stderr: "127.0.0.1:1: …: check the firewall, what WX_BASE_URL leads " +
+			"to, and whether this network needs HTTP_PROXY.\n"},
+		{args: "-check", env: wechat(nil, credentials("TLS_CERT", "x", "TLS_KEY", "x")), stderr: "TLS_CERT" + unread},
+
+		{args: "-healthy", env: credentials("ADDR", plain, "WX_TIMEOUT", "not looked at")},
+		{args: "-healthy", env: credentials("ADDR", secure, "TLS_CERT", cert)},
+		{args: "-healthy", env: credentials("ADDR", plain, "TLS_CERT", cert), stderr: start},
+		{args: "-healthy", env: credentials("ADDR", "127.0.0.1:1"), stderr: start},
+		{args: "-healthy", env: credentials("ADDR", other),
+			stderr: strings.Replace(start, "…", "another program is there, and says 404 Not Found", 1)},
+		{args: "-healthy", env: credentials("ADDR", plain+"\r"), stderr: "ADDR ends in a Windows line end (CR): …"},
+		{args: "-healthy", env: credentials("ADDR", plain, "TLS_CERT", `"x"`), stderr: "TLS_CERT has quotes …"},
+
+		{env: credentials("ADDR", plain), stderr: noPort},
+		{env: credentials("ADDR", "192.0.2.1:2020"), stderr: noPort},
+		{env: credentials("TLS_CERT", cert+"0", "TLS_KEY", key), stderr: "TLS_CERT" + unread},
+		{env: credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), stderr: "TLS_KEY" + unread},
+		{env: credentials("TLS_CERT", key, "TLS_KEY", key), stderr: unusable},
+		{env: credentials("TLS_CERT", cert, "TLS_KEY", otherKey), stderr: unusable},
+
+		{args: "-check", env: wechat(last, credentials()), stderr: "Stopped before WeChat answered: run -check again.\n"},
 	} {
-		env := map[string]string{"ADDR": test.addr, "TLS_CERT": test.cert, "WX_TIMEOUT": "not looked at"}
-		stdout, stderr := runToEnd(t, min(len(test.stderr), 1), env, "-healthy")
-		checkWords(t, "standard output", stdout, "")
-		checkWords(t, "standard error", stderr, test.stderr)
+		code, read := min(len(test.stderr), 1), getenv(test.env)
+		if test.env == nil { // no setting is read
+			code, read = 2*code, nil
+		}
+		var stdout, stderr bytes.Buffer
+		same(t, test, run(ctx, strings.Fields(test.args), read, &stdout, &stderr), code)
+		like(t, stdout.String(), test.stdout)
+		like(t, stderr.String(), test.stderr)
+		same(t, &stderr, strings.Contains(stderr.String(), "hunter2") || strings.Contains(stderr.String(), key), false)
 	}
 }
 
