@@ -65,9 +65,9 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// TestBadSettings has what is said, behind the variable, and settings of which the last is bad. Their values hold
-// "hunter2", which is never to be printed.
-func TestBadSettings(t *testing.T) {
+// TestOddSettings has what is said, behind the variable, and settings of which the last is bad, or gives a warning. The
+// values hold "hunter2", which is never to be printed.
+func TestOddSettings(t *testing.T) {
 	for text, list := range map[string][]string{
 		"is not set: set it, or WX_APPSECRET_FILE to a file that holds it, or try it with -sandbox…": {"WX_APPSECRET="},
 
@@ -122,16 +122,37 @@ func TestBadSettings(t *testing.T) {
 			"HTTPS_PROXY=http://u:77?hunter2@x:80", "HTTPS_PROXY=hunter2:", "HTTPS_PROXY=hunter2:70000",
 			"HTTPS_PROXY=socks4://hunter2:1", "https_proxy=http:/hunter2", "HTTPS_PROXY=http://hunter2:1/x",
 			"WX_BASE_URL=http://192.0.2.1|HTTP_PROXY=socks://hunter2:1"},
+
+		", number 2, does not look like an AppID (wx and 16 of 0-9a-f): copy it again from " + console + " (a warning)": {
+			"WX_APPID=" + testAppID + ",wx0123456789ABCDEF"},
+		", number 2, does not look like an AppSecret (32 of 0-9a-f): copy it again (a warning)": {
+			"FILE=" + testSecret + "\nhunter2", "WX_APPSECRET=" + testSecret + ",0123456789ABCDEF0123456789ABCDEF"},
+		" does not look like an AppSecret (32 of 0-9a-f): copy it again (a warning)": {
+			"WX_APPID=" + testAppID + "|WX_APPSECRET=hunter2"},
+		": the AppSecret travels unencrypted to 127.0.0.1.x:80: write https (a warning)": {
+			"WX_BASE_URL=http://127.0.0.1.x:80/a,https://x"},
+		" is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through it (a warning)": {"all_proxy=x|ALL_PROXY="},
+		"": {"ALL_PROXY=x|https_proxy=socks5h://u:p@127.0.0.1:1/", "ALL_PROXY=x|HTTPS_PROXY=127.0.0.1:7890|HTTP_PROXY=x:y",
+			"WX_BASE_URL=http://127.0.0.1,http://localhost:1,https://[::1]|HTTP_PROXY=x:y|HTTPS_PROXY=x:y"},
 	} {
 		for _, settings := range list {
 			name, _, _ := strings.Cut(settings[strings.LastIndex(settings, "|")+1:], "=")
-			if name == "FILE" {
-				name = "WX_APPSECRET_FILE"
+			c, got := load(t, settings, false)
+			for _, warning := range c.warnings {
+				if got == "" {
+					got = warning + " (a warning)"
+				}
 			}
-			_, got := load(t, settings, false)
 			checkNoValue(t, got)
-			like(t, got, name+" "+text)
 			same(t, got, strings.Count(got, "\n"), 0)
+			switch {
+			case text == "":
+				same(t, settings, got, "")
+			case name == "FILE":
+				like(t, got, "WX_APPSECRET_FILE…"+text)
+			default:
+				like(t, got, name+"…"+text)
+			}
 		}
 	}
 }
@@ -152,30 +173,6 @@ func TestBadSettingsAllAtOnce(t *testing.T) {
 	stdout, stderr := runToEnd(t, 2, env)
 	checkNoValue(t, stderr)
 	same(t, stderr, []any{strings.Count(stderr, "\n"), stdout}, []any{len(env) - 1, ""}) // one AppSecret has two
-}
-
-func TestWarnings(t *testing.T) {
-	const id, secret = " does not look like an AppID (wx and 16 of 0-9a-f): copy it again from mp.weixin.qq.com, 开发管理",
-		" does not look like an AppSecret (32 of 0-9a-f): copy it again"
-	const plain = "WX_BASE_URL: the AppSecret travels unencrypted to "
-	for settings, want := range map[string]string{
-		"WX_APPID=wx0123456789ABCDEF|WX_APPSECRET=" + testSecret: "WX_APPID" + id,
-		"WX_APPID=" + testAppID + ",odd":                         "WX_APPID, number 2," + id,
-		"WX_APPID=" + testAppID + "|WX_APPSECRET=odd":            "WX_APPSECRET" + secret,
-		"WX_APPSECRET=odd," + testSecret:                         "WX_APPSECRET, number 1," + secret,
-		"FILE=" + testSecret + "\nodd":                           "WX_APPSECRET_FILE, number 2," + secret,
-		"WX_BASE_URL=http://192.0.2.2:80/wx,https://x":           plain + "192.0.2.2:80: write https",
-		"WX_BASE_URL=http://127.0.0.1.x":                         plain + "127.0.0.1.x: write https",
-
-		"WX_BASE_URL=http://127.0.0.1,http://localhost:1,https://[::1]|HTTP_PROXY=x:y|HTTPS_PROXY=x:y": "",
-
-		"all_proxy=x": "ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through it",
-		"ALL_PROXY=x|https_proxy=socks5h://u:p@127.0.0.1:1/":                  "",
-		"ALL_PROXY=x|HTTPS_PROXY=127.0.0.1:7890|HTTP_PROXY=socks4://not.used": "",
-	} {
-		c, problems := load(t, settings, false)
-		same(t, settings, strings.Join(c.warnings, "\n")+problems, want)
-	}
 }
 
 // TestDotEnv has a file .env in a folder of its own, so it cannot run beside other tests.

@@ -34,17 +34,16 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-func newAuthority(testing.TB) *authority {
+func newAuthority(t testing.TB) *authority {
 	a := &authority{key: must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
-	a.cert = a.sign(time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	a.cert = a.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)})
 	return a
 }
 
 // sign signs a certificate for 127.0.0.1. The first is the authority's own.
-func (a *authority) sign(from, to time.Time) *x509.Certificate {
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: from.String()},
-		NotBefore: from, NotAfter: to, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: a.cert == nil,
-		BasicConstraintsValid: true}
+func (a *authority) sign(_ testing.TB, template *x509.Certificate) *x509.Certificate {
+	template.SerialNumber, template.IPAddresses = big.NewInt(1), []net.IP{net.IPv4(127, 0, 0, 1)}
 	der := must(x509.CreateCertificate(rand.Reader, template, cmp.Or(a.cert, template), a.key.Public(), a.key))
 	return must(x509.ParseCertificate(der))
 }
@@ -299,10 +298,12 @@ func TestCertificate(t *testing.T) {
 	t.Setenv("GODEBUG", "x509keypairleaf=0") // no certificate comes with its Leaf
 	a, dir := newAuthority(t), t.TempDir()
 	at := func(year, hour int) time.Time { return time.Date(year, 1, 1, hour, 0, 0, 0, time.UTC) } // now is 2000
+	leaf := func(from, to time.Time) *x509.Certificate {
+		return a.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "leaf"}, NotBefore: from, NotAfter: to})
+	}
 	chain := func(certs ...*x509.Certificate) []*x509.Certificate { return certs }
-	first, second := a.sign(at(1999, 0), at(2001, 0)), a.sign(at(1999, 0), at(2002, 0))
-	expired, soon := a.sign(at(1998, 0), at(1999, 0)), a.sign(at(1999, 0), at(2000, 2))
-	short := a.sign(at(2000, 0), at(2000, 3))
+	first, second, short := leaf(at(1999, 0), at(2001, 0)), leaf(at(1999, 0), at(2002, 0)), leaf(at(2000, 0), at(2000, 3))
+	expired, soon := leaf(at(1998, 0), at(1999, 0)), leaf(at(1999, 0), at(2000, 2))
 	certFile, keyFile := a.write(dir, first, a.cert)
 	const refuse = "so phones refuse it: "
 	const broken = `…level=ERROR msg="the old certificate stays in use" cause="TLS_CERT and TLS_KEY cannot be used (tls: …`
