@@ -213,7 +213,7 @@ func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
 		switch {
 		case ctx.Err() == context.Canceled:
 			return user{}, hungUp
-		case ctx.Err() != nil, isTimeout(err) && time.Now().After(by):
+		case ctx.Err() != nil, isTimeout(err) && !time.Now().Before(by):
 			return user{}, &failure{word: "wechat_timeout", cause: strings.Join(causes, "; ")}
 		case !noDescriptor(err):
 			wx.passOver(b, cause)
