@@ -49,7 +49,7 @@ check: test lint ## test and lint
 bench: ## measure the CPU time of a login beside the leanest net/http loop: 1 minute, Linux
 	sh measure/measure.sh bench
 
-cold: ## 1,000 callers on a cold start, with all cores and with a tenth of one: 3 minutes, root, Linux
+cold: ## 1,000 callers on a cold start, with all cores and with a fifth of one: 3 minutes, root, Linux
 	sh measure/measure.sh cold
 
 flood: ## floods within the memory of deploy/kubernetes.yaml: 1 minute, root, Linux
