@@ -52,18 +52,18 @@ HTTPS_PROXY, HTTP_PROXY and NO_PROXY are used for requests to WeChat; ALL_PROXY 
 
 // A config is the settings, checked. It holds the AppSecrets: never log or print it.
 type config struct {
-	appIDs      []string          // one or more
-	appSecrets  []string          // the AppSecret of each AppID
-	addr        string            // host:port to listen on
-	baseURLs    []*url.URL        // of WeChat's API, in the order to try
-	timeout     time.Duration     // of one exchange with WeChat
-	maxInflight int               // logins under way
-	maxConns    int               // connections from callers at a time
-	tlsCert     string            // PEM file; empty for plain HTTP
-	tlsKey      string            // PEM file; empty if and only if tlsCert is
-	sandbox     bool              // ask a fake WeChat: baseURLs is empty
-	fromFile    map[string]string // the settings that come from .env, by name
-	warnings    []string          // about odd settings, without their values
+	appIDs      []string      // one or more
+	appSecrets  []string      // the AppSecret of each AppID
+	addr        string        // host:port to listen on
+	baseURLs    []*url.URL    // of WeChat's API, in the order to try
+	timeout     time.Duration // of one exchange with WeChat
+	maxInflight int           // logins under way
+	maxConns    int           // connections from callers at a time
+	tlsCert     string        // PEM file; empty for plain HTTP
+	tlsKey      string        // PEM file; empty if and only if tlsCert is
+	sandbox     bool          // ask a fake WeChat: baseURLs is empty
+	fromFile    []string      // names of the settings that come from .env
+	warnings    []string      // about odd settings, without their values
 }
 
 // loadConfig reads the settings. The error has a line for each bad one, with the cause and what to
@@ -76,10 +76,10 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 		timeout:     s.timeout(),
 		maxInflight: s.count("MAX_INFLIGHT", 1024),
 		maxConns:    s.count("MAX_CONNS", 10_000),
-		tlsCert:     s.path("TLS_CERT"),
-		tlsKey:      s.path("TLS_KEY"),
+		tlsCert:     s.value("TLS_CERT"),
+		tlsKey:      s.value("TLS_KEY"),
 		sandbox:     sandbox,
-		fromFile:    s.file,
+		fromFile:    s.fromFile,
 	}
 	c.appSecrets = s.appSecrets(sandbox, c.appIDs)
 	if (s.get("TLS_CERT") == "") != (s.get("TLS_KEY") == "") {
@@ -96,7 +96,8 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 // settings reads settings one by one and collects what is wrong with them.
 type settings struct {
 	getenv   func(string) string
-	file     map[string]string // what counts of the file .env
+	file     map[string]string // what .env holds that the environment has not
+	fromFile []string          // the names of that, in order
 	renamed  bool              // there is no .env, but .env.txt
 	problems []error           // problem
 	warnings []string
@@ -109,9 +110,13 @@ func (p problem) Error() string { return p.name + " " + p.text }
 
 // bad notes a problem, the first of each setting.
 func (s *settings) bad(name, text string) {
-	if !slices.ContainsFunc(s.problems, func(err error) bool { return err.(problem).name == name }) {
+	if !s.isBad(name) {
 		s.problems = append(s.problems, problem{name, text})
 	}
+}
+
+func (s *settings) isBad(name string) bool {
+	return slices.ContainsFunc(s.problems, func(err error) bool { return err.(problem).name == name })
 }
 
 // newSettings returns the settings of the environment and, where that has no WX_APPID, of the file .env.
@@ -144,7 +149,7 @@ func plain(err error) error {
 }
 
 var (
-	fileLine = regexp.MustCompile(`^(?:export[ \t]+|set[ \t]+)?([\w.-]+)[ \t]*(=?)(.*)$`)
+	fileLine = regexp.MustCompile(`^(?i:export[ \t]+|set[ \t]+)?([\w.-]+)[ \t]*(=?)(.*)$`)
 	// A quoted value ends at the first quote behind which there is nothing but a comment.
 	fileQuotes  = regexp.MustCompile(`^(?:"(.*?)"|'(.*?)')(?:[ \t]+#.*)?$`)
 	fileComment = regexp.MustCompile(`[ \t]#.*$`)
@@ -152,9 +157,8 @@ var (
 
 // readFile takes the settings from the lines of .env. Other names belong to other programs.
 func (s *settings) readFile(content string) {
-	lines := strings.Split(strings.TrimPrefix(content, "\ufeff"), "\n")
-	for i, line := range lines {
-		m := fileLine.FindStringSubmatch(strings.Trim(line, " \t\r"))
+	for i, line := range strings.Split(content, "\n") {
+		m := fileLine.FindStringSubmatch(strings.Trim(line, " \t\r\ufeff"))
 		if m == nil {
 			continue
 		}
@@ -176,9 +180,15 @@ func (s *settings) readFile(content string) {
 		}
 		s.file[name] = value
 	}
-	for name := range s.file {
-		if s.getenv(name) != "" || strings.HasSuffix(name, "_PROXY") && s.getenv(strings.ToLower(name)) != "" {
+	for _, name := range settingNames {
+		switch {
+		case s.getenv(name) != "" || s.getenv(strings.ToLower(name)) != "": // of a proxy's two spellings, either
 			delete(s.file, name)
+		case s.file[name] != "":
+			s.fromFile = append(s.fromFile, name)
+		}
+		if strings.HasSuffix(name, "_PROXY") && s.file[name] != "" {
+			os.Setenv(name, s.file[name]) // where net/http looks for it
 		}
 	}
 }
@@ -186,15 +196,13 @@ func (s *settings) readFile(content string) {
 // get returns a setting as it is written.
 func (s *settings) get(name string) string { return cmp.Or(s.getenv(name), s.file[name]) }
 
-// word returns a setting that has to be ASCII without white space.
-func (s *settings) word(name string) string { return s.check(name, flaw) }
-
-// path returns a setting that may hold white space and Chinese.
-func (s *settings) path(name string) string { return s.check(name, damage) }
-
-func (s *settings) check(name string, flaw func(string) string) string {
-	value := s.get(name)
-	if text := flaw(value); text != "" {
+// value returns a setting if nothing is wrong with its characters.
+func (s *settings) value(name string) string {
+	value, check := s.get(name), flaw
+	if name == "WX_APPSECRET_FILE" || name == "TLS_CERT" || name == "TLS_KEY" {
+		check = damage // paths may hold white space and Chinese
+	}
+	if text := check(value); text != "" {
 		s.bad(name, text)
 		return ""
 	}
@@ -238,9 +246,12 @@ func damage(value string) string {
 	return ""
 }
 
-// isInvisible finds zero-width, no-break and full-width spaces, byte order marks and control characters.
+// isInvisible finds zero-width and no-break spaces, byte order marks and control characters, but not what paths may hold.
 func isInvisible(r rune) bool {
-	return unicode.Is(unicode.Cf, r) || unicode.IsSpace(r) && r > unicode.MaxASCII || unicode.IsControl(r) && !unicode.IsSpace(r)
+	if unicode.IsSpace(r) {
+		return r > unicode.MaxASCII && r != '\u3000' // the full-width space of Chinese
+	}
+	return unicode.Is(unicode.Cf, r) || unicode.IsControl(r)
 }
 
 // flaw says what keeps value from being ASCII without white space, or nothing.
@@ -248,7 +259,7 @@ func flaw(value string) string {
 	switch text := damage(value); {
 	case text != "":
 		return text
-	case strings.Contains(value, " #"):
+	case fileComment.MatchString(value):
 		return "has a comment behind it: put the comment on a line of its own"
 	case strings.ContainsFunc(value, unicode.IsSpace):
 		return "holds white space, a space or a line break: remove it"
@@ -270,6 +281,8 @@ func (s *settings) appIDs(sandbox bool) []string {
 	const name = "WX_APPID"
 	switch {
 	case s.get(name) != "":
+	case s.isBad(dotEnv): // it may be in there
+		return nil
 	case sandbox:
 		return []string{"wx0000000000000000"}
 	case s.renamed:
@@ -303,7 +316,7 @@ func (s *settings) warnOf(name string, i int, entries []string, looks string) {
 
 // appSecrets returns the AppSecret of each of appIDs.
 func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []string) {
-	name, value, file := "WX_APPSECRET", s.get("WX_APPSECRET"), s.path("WX_APPSECRET_FILE")
+	name, value, file := "WX_APPSECRET", s.get("WX_APPSECRET"), s.value("WX_APPSECRET_FILE")
 	switch {
 	case value != "" && s.get("WX_APPSECRET_FILE") != "":
 		s.bad(name, "and WX_APPSECRET_FILE are both set: remove one of them")
@@ -313,7 +326,7 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 	case file != "":
 		name = "WX_APPSECRET_FILE"
 		appSecrets = s.readSecrets(name, file)
-	case s.get("WX_APPSECRET_FILE") != "": // a bad one
+	case s.get("WX_APPSECRET_FILE") != "" || s.isBad(dotEnv): // a bad one
 	case sandbox:
 		for range appIDs {
 			appSecrets = append(appSecrets, rand.Text())
@@ -362,7 +375,7 @@ func (s *settings) addr(sandbox bool) string {
 	if sandbox {
 		unset = "127.0.0.1:2020"
 	}
-	value := cmp.Or(s.word("ADDR"), unset)
+	value := cmp.Or(s.value("ADDR"), unset)
 	_, port, err := net.SplitHostPort(value)
 	_, portErr := strconv.ParseUint(port, 10, 16)
 	switch {
@@ -376,26 +389,22 @@ func (s *settings) addr(sandbox bool) string {
 
 func (s *settings) timeout() time.Duration {
 	const name, write = "WX_TIMEOUT", ": write 5s or 800ms"
-	value := cmp.Or(s.word(name), "5s")
+	value := cmp.Or(s.value(name), "5s")
 	d, err := time.ParseDuration(value)
 	_, notNumber := strconv.ParseFloat(value, 64)
 	switch {
 	case err != nil && notNumber == nil:
 		s.bad(name, "has no unit"+write)
-	case err != nil && strings.Contains(err.Error(), "unknown unit"):
-		s.bad(name, "has an unknown unit"+write)
 	case err != nil:
 		s.bad(name, "is not a time"+write)
-	case d <= 0:
-		s.bad(name, "is not above zero"+write)
-	case d > maxTimeout:
-		s.bad(name, "is above 1h"+write)
+	case d <= 0 || d > maxTimeout:
+		s.bad(name, "is not above zero and up to 1h"+write)
 	}
 	return d
 }
 
 func (s *settings) count(name string, unset int) int {
-	value := cmp.Or(s.word(name), strconv.Itoa(unset))
+	value := cmp.Or(s.value(name), strconv.Itoa(unset))
 	n, err := strconv.Atoi(value)
 	if err != nil || n <= 0 {
 		s.bad(name, "is not a whole number above zero: write digits only, as in "+strconv.Itoa(unset))
@@ -452,7 +461,7 @@ func (s *settings) checkProxies(bases []*url.URL) {
 			continue
 		}
 		names = append(names, name)
-		if value := s.word(name); value != "" && !isProxy(value) {
+		if value := s.value(name); value != "" && !isProxy(value) {
 			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 "+
 				"for %, %23 for # and %3F for ?")
 		}

@@ -150,19 +150,10 @@ func (h *handler) choose(named string) (string, *failure) {
 	case !slices.Contains(h.appIDs, named):
 		message := "The mini program has the AppID " + named + ", which is none of this service's: fix appid in " +
 			"project.config.json, or add it to WX_APPID with its AppSecret."
-		if named == tourist && h.sandbox == nil {
-			message = "The mini program has the AppID " + tourist + ": " + ownAppID + "."
-		}
 		return "", &failure{word: "appid_mismatch", cause: message, message: message}
 	}
 	return named, nil
 }
-
-const (
-	tourist  = "touristappid" // of the developer tools without an AppID of one's own
-	ownAppID = "the developer tools are in tourist mode, so give the project an AppID of your own, or start this " +
-		"service with -sandbox"
-)
 
 // unknownCode makes another failure in the place of f, an invalid code, where it knows more: of a mini program with
 // another AppID, of the developer tools in tourist mode, and of what was asked of the sandbox.
@@ -176,8 +167,9 @@ func (h *handler) unknownCode(f *failure, appID, named, code string) *failure {
 	switch {
 	case h.sandbox != nil:
 		remedy = "the code asks the sandbox for errcode 40029, or for something unknown, which the log explains"
-	case named == tourist, code == mockCode:
-		remedy = ownAppID
+	case code == mockCode:
+		remedy = "the developer tools are in tourist mode, so give the project an AppID of your own, or start this " +
+			"service with -sandbox"
 	}
 	if remedy == "" {
 		return f
@@ -226,9 +218,9 @@ func notASCII(r rune) bool { return r < ' ' || r > '~' }
 
 func invalid(message string) *failure { return &failure{word: "invalid_request", message: message} }
 
-// isAppID reports whether name is one that may get into a message and the log.
+// isAppID reports whether name may get into a message and the log. The developer tools have touristappid for nobody's.
 func (h *handler) isAppID(name string) bool {
-	return looksLikeAppID(name) || name == tourist || slices.Contains(h.appIDs, name)
+	return looksLikeAppID(name) || name == "touristappid" || slices.Contains(h.appIDs, name)
 }
 
 // pageReferer finds the AppID in the Referer that WeChat sets for mini programs

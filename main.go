@@ -13,7 +13,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -38,46 +37,50 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
 }
 
+const usage = `Usage: wxopenid [flag]. Without a flag it starts the service. The flags:
+  -sandbox  run against an embedded fake WeChat; no AppID or AppSecret needed
+  -check    ask WeChat whether it accepts each AppID and its AppSecret, print the result, exit
+  -healthy  ask the service that runs here with the same ADDR and TLS_CERT whether it is up,
+            exit: 0 if so, else 1
+  -version  print the version, the revision and Go's version, exit
+`
+
 // run is the program, until ctx is done. It returns the exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	flags := flag.NewFlagSet("wxopenid", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // it would print values
-	sandbox := flags.Bool("sandbox", false, "run against an embedded fake WeChat; no AppID or AppSecret needed")
-	checking := flags.Bool("check", false, "ask WeChat whether it accepts each AppID and its AppSecret, and exit")
-	probing := flags.Bool("healthy", false, "ask the service that runs here with the same ADDR and TLS_CERT\n"+
-		"whether it is up, and exit: 0 if so, else 1")
-	version := flags.Bool("version", false, "print the version, the revision and Go's version, and exit")
-	err := flags.Parse(args)
+	flag := strings.Join(args, " ")
+	if strings.HasPrefix(flag, "--") {
+		flag = flag[1:]
+	}
 	switch {
-	case len(args) > 1, flags.NArg() > 0, err != nil && !errors.Is(err, flag.ErrHelp):
+	case len(args) == 0, flag == "-sandbox", flag == "-check":
+	case flag == "-healthy":
+		return healthy(getenv, stderr)
+	case flag == "-version":
+		fmt.Fprintln(stdout, versionLine())
+		return 0
+	case flag == "-h", flag == "-help":
+		fmt.Fprint(stdout, usage+settingsHelp)
+		return 0
+	default:
 		fmt.Fprintln(stderr, "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment "+
 			"variables, or lines of the file .env: see wxopenid -h.")
 		return 2
-	case err != nil:
-		fmt.Fprintln(stdout, "Usage: wxopenid [flag]. Without a flag it starts the service. The flags:")
-		flags.SetOutput(stdout)
-		flags.PrintDefaults()
-		fmt.Fprint(stdout, settingsHelp)
-		return 0
-	case *version:
-		fmt.Fprintln(stdout, versionLine())
-		return 0
-	case *probing:
-		return healthy(getenv, stderr)
 	}
-	c, err := loadConfig(getenv, *sandbox)
+	c, err := loadConfig(getenv, flag == "-sandbox")
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return 2
 	}
-	return start(ctx, c, *checking, stdout, stderr)
+	return start(ctx, c, flag == "-check", stdout, stderr)
 }
 
 // start runs -check, or the service until ctx is done. It returns the exit code.
 func start(ctx context.Context, c config, checking bool, stdout, stderr io.Writer) int {
 	log.SetOutput(io.Discard) // here net/http quotes unexpected bytes from WeChat, which may hold a session_key
 	logger := newLogger(stderr)
-	useFile(c.fromFile, logger)
+	if len(c.fromFile) > 0 {
+		logger.Info("settings from .env", "names", strings.Join(c.fromFile, " "))
+	}
 	for _, warning := range c.warnings {
 		logger.Warn(warning)
 	}
@@ -104,23 +107,6 @@ func start(ctx context.Context, c config, checking bool, stdout, stderr io.Write
 	}
 	logger.Info("stopped")
 	return 0
-}
-
-// useFile says which settings come from .env, and gives net/http those of proxies, which it reads from the environment.
-func useFile(fromFile map[string]string, logger *slog.Logger) {
-	var names []string
-	for _, name := range settingNames {
-		if fromFile[name] == "" {
-			continue
-		}
-		names = append(names, name)
-		if strings.HasSuffix(name, "_PROXY") {
-			os.Setenv(name, fromFile[name])
-		}
-	}
-	if names != nil {
-		logger.Info("settings from .env", "names", strings.Join(names, " "))
-	}
 }
 
 // versionLine is the version of the module, the revision if there is one, Go's version and the system.
@@ -175,7 +161,7 @@ func check(ctx context.Context, c config, stdout, stderr io.Writer) int {
 func healthy(getenv func(string) string, stderr io.Writer) int {
 	s := newSettings(getenv)
 	addr, scheme := s.addr(false), "http"
-	if s.path("TLS_CERT") != "" {
+	if s.value("TLS_CERT") != "" {
 		scheme = "https"
 	}
 	for _, err := range s.problems {

@@ -200,10 +200,10 @@ func (c *certificate) load() error {
 	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
 	pathErr, unread := errors.AsType[*os.PathError](err)
 	switch {
-	case unread && pathErr.Path == c.keyFile:
-		return fmt.Errorf("TLS_KEY cannot be read (%w): name a PEM file that this user may read", pathErr.Err)
-	case unread:
+	case unread && pathErr.Path == c.certFile:
 		return fmt.Errorf("TLS_CERT cannot be read (%w): name a PEM file that this user may read", pathErr.Err)
+	case unread:
+		return fmt.Errorf("TLS_KEY cannot be read (%w): name a PEM file that this user may read", pathErr.Err)
 	case err != nil:
 		return fmt.Errorf("TLS_CERT and TLS_KEY cannot be used (%w): use PEM files, leaf first, without password", err)
 	}

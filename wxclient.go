@@ -144,18 +144,13 @@ func newBase(u *url.URL, maxConns int) *base {
 		MaxResponseHeaderBytes: maxReply,
 		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
 			if resp.StatusCode != http.StatusOK {
-				return connectStatus(resp.StatusCode)
+				return fmt.Errorf("status %d", resp.StatusCode) // net/http's own has the bare phrase
 			}
 			return nil
 		},
 	}
 	return b
 }
-
-// A connectStatus is an HTTP status, other than 200, with which a proxy answers CONNECT.
-type connectStatus int
-
-func (s connectStatus) Error() string { return fmt.Sprintf("status %d", int(s)) }
 
 // connectBy is the context key of the time by which connecting has to end. A value, since net/http dials on a context
 // that has the values of the request's, but not its deadline.
@@ -214,6 +209,7 @@ func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
 		cause := b.noConnection(err)
 		if !slices.Contains(causes, cause) { // a proxy fails for all base URLs alike
 			causes = append(causes, cause)
+			slices.Sort(causes) // so that equal troubles are equal, whichever base URL was the first
 		}
 		switch {
 		case ctx.Err() == context.Canceled:
@@ -371,7 +367,7 @@ func (b *base) noConnection(err error) string {
 		return cause
 	case b.proxy != nil:
 		remedy := "check its rules and its node, and the scheme in " + variable + ": http://, or socks5:// for a SOCKS port"
-		if wantsPassword(err) {
+		if wantsPassword.MatchString(what) {
 			remedy = "check user and password in " + variable
 		}
 		return "the proxy " + b.proxy.Host + " gives no connection to " + b.target + " (" + what + "): " + remedy
@@ -426,9 +422,5 @@ func unreached(err error) bool {
 // noDescriptor looks at the text, since an error of a name lookup has nothing else.
 func noDescriptor(err error) bool { return strings.Contains(err.Error(), "too many open files") }
 
-// wantsPassword reports whether a proxy wants another user and password. net/http's SOCKS has texts alone.
-func wantsPassword(err error) bool {
-	status, _ := errors.AsType[connectStatus](err)
-	return status == http.StatusProxyAuthRequired || status == http.StatusUnauthorized ||
-		strings.Contains(err.Error(), "authentication") || strings.Contains(err.Error(), "username/password")
-}
+// wantsPassword finds what a proxy says that wants another user and password. net/http's SOCKS has texts alone.
+var wantsPassword = regexp.MustCompile("^status 40[17]$|authentication|username/password")
