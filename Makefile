@@ -25,7 +25,7 @@ dist: ## write the archives of a release to dist/, from the last commit
 	if git status --porcelain -uno | grep .; then \
 	  echo 'make dist takes the last commit: commit these files first, or undo the changes.' >&2; exit 1; fi
 	rm -rf dist
-	git clone -q . dist/src
+	git clone -q -c advice.detachedHead=false . dist/src
 	cd dist/src; export TZ=UTC0 CGO_ENABLED=0 GOWORK=off GOFLAGS=-buildvcs=true GOAMD64=v1 GOARM64=v8.0; \
 	for GOOS in linux darwin windows; do for GOARCH in amd64 arm64; do export GOOS GOARCH; \
 	  case $$GOOS in \
