@@ -19,8 +19,8 @@ sandbox: ## start the service with a fake WeChat
 build: ## build the static binary ./wxopenid
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o wxopenid .
 
-# Made in a clone of the last commit: here Go would build in untracked files, or call the version +dirty. Exported is what
-# would change the bytes otherwise: settings of Go, and the time zone, which gets into a zip. tar.umask is for the modes.
+# Made in a clone of the last commit: here Go would build in untracked files, or call the version +dirty. Exported is
+# what would change the bytes otherwise: Go's settings, and the time zone, which gets into a zip.
 dist: ## write the archives of a release to dist/, from the last commit
 	if git status --porcelain -uno | grep .; then \
 	  echo 'make dist takes the last commit: commit these files first, or undo the changes.' >&2; exit 1; fi
