@@ -7,8 +7,8 @@
 #   docker run --rm -e ADDR=:2020 -p 127.0.0.1:2020:2020 wxopenid -sandbox
 # Docker before 23 needs DOCKER_BUILDKIT=1 to build it. With buildah or podman, --format docker keeps the HEALTHCHECK;
 # buildah 1.28 also needs --build-arg BUILDPLATFORM=linux/amd64 to build for another platform. Where Docker Hub is out
-# of reach, name a mirror below, as in mirror.example.com/library/golang:1.26. TZ has no effect in an image from scratch:
-# the log is in UTC.
+# of reach, name a mirror below, as in mirror.example.com/library/golang:1.26. TZ has no effect in an image from
+# scratch: the log is in UTC.
 
 # Go runs on the machine that builds and compiles for the one that runs the image: no emulation. The Debian image and
 # not -alpine: it has git, for the version that -version prints.
