@@ -98,10 +98,11 @@ type client struct {
 
 // A base is a base URL of WeChat's API, with the connections to it.
 type base struct {
-	url        url.URL   // of jscode2session, without a query
-	target     string    // host:port
-	proxy      *url.URL  // on the way there, or nil
-	passedOver time.Time // until when; zero if it is not
+	url        url.URL       // of jscode2session, without a query
+	target     string        // host:port
+	limit      time.Duration // of connecting: TCP with the name lookup, a proxy's part and TLS together
+	proxy      *url.URL      // on the way there, or nil
+	passedOver time.Time     // until when; zero if it is not
 	transport  *http.Transport
 
 	dial func(ctx context.Context, network, addr string) (net.Conn, error) // net.Dialer's
@@ -120,16 +121,17 @@ func newClient(c config, baseURLs []*url.URL, log *slog.Logger) *client {
 		wx.queries[appID] = query.Encode() + "&js_code="
 	}
 	for _, u := range baseURLs {
-		wx.bases = append(wx.bases, newBase(u, cap(wx.turns)))
+		wx.bases = append(wx.bases, newBase(u, c.timeout*9/10/time.Duration(len(baseURLs)), cap(wx.turns)))
 	}
 	return wx
 }
 
-func newBase(u *url.URL, maxConns int) *base {
+func newBase(u *url.URL, limit time.Duration, maxConns int) *base {
 	port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 	b := &base{
 		url:    *u.JoinPath("/").JoinPath(wechatPath), // the first makes a path of none, and one slash of two
 		target: net.JoinHostPort(u.Hostname(), port),
+		limit:  limit,
 		dial:   new(net.Dialer).DialContext,
 	}
 	b.proxy, _ = http.ProxyFromEnvironment(&http.Request{URL: &b.url})
@@ -152,13 +154,16 @@ func newBase(u *url.URL, maxConns int) *base {
 	return b
 }
 
-// connectBy is the context key of the time by which connecting has to end. A value, since net/http dials on a context
-// that has the values of the request's, but not its deadline.
+// connectBy is the context key of the time by which connecting has to end, whenever it began. It is a value, since
+// net/http dials on a context that has the values of the request's, but not its deadline.
 type connectBy struct{}
 
-// connect opens a TCP connection. What follows on it, a proxy's part and TLS, has to end by the same time.
+// connect opens a TCP connection. What follows on it has to end by the same time.
 func (b *base) connect(ctx context.Context, network, addr string) (net.Conn, error) {
-	deadline, _ := ctx.Value(connectBy{}).(time.Time)
+	deadline := time.Now().Add(b.limit)
+	if by, _ := ctx.Value(connectBy{}).(time.Time); by.Before(deadline) {
+		deadline = by
+	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	conn, err := b.dial(ctx, network, addr)
@@ -193,15 +198,9 @@ func (wx *client) openID(ctx context.Context, appID, code string) (user, *failur
 // exchange asks the base URLs in order, until there is a connection to one of them.
 func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
 	var causes []string
-	limit := wx.timeout * 9 / 10 / time.Duration(len(wx.bases))
 	end, _ := ctx.Deadline()
-	last := end.Add(-wx.timeout / 20) // connecting ends before the exchange does, since it knows what was waited for
+	by := end.Add(-wx.timeout / 20) // before the exchange ends, since only the dialer knows what it waited for
 	for _, b := range wx.inOrder() {
-		by := time.Now().Add(limit)
-		cut := by.After(last)
-		if cut {
-			by = last
-		}
 		u, f, err := wx.ask(context.WithValue(ctx, connectBy{}, by), b, query)
 		if err == nil {
 			return u, f
@@ -214,7 +213,7 @@ func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
 		switch {
 		case ctx.Err() == context.Canceled:
 			return user{}, hungUp
-		case ctx.Err() != nil, cut && isTimeout(err):
+		case ctx.Err() != nil, isTimeout(err) && !time.Now().Before(by):
 			return user{}, &failure{word: "wechat_timeout", cause: strings.Join(causes, "; ")}
 		case !noDescriptor(err):
 			wx.passOver(b, cause)
