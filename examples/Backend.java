@@ -15,19 +15,21 @@ public class Backend {
     static Answer askWxopenid(String code, HttpHeaders headers) {
         String id = headers.firstValue("X-Request-Id").filter(v -> !v.isEmpty()).orElse(UUID.randomUUID().toString());
         String body = "{\"code\":\"" + code.replace("\\", "\\\\").replace("\"", "\\\"") + "\"}";
-        Answer answer = new Answer(502, "{\"error\":\"wxopenid_unreachable\"}");
+        Answer answer;
         try { // for 8 s, between WX_TIMEOUT (5 s) and what openid.js waits (10 s)
             var request = HttpRequest.newBuilder(URI.create(WXOPENID + "/openid"))
                 .headers("Content-Type", "application/json", "X-Request-Id", id)
                 .header("Referer", headers.firstValue("Referer").orElse("")).timeout(java.time.Duration.ofSeconds(8))
                 .version(HttpClient.Version.HTTP_1_1).POST(HttpRequest.BodyPublishers.ofString(body)).build();
             var reply = CLIENT.sendAsync(request, HttpResponse.BodyHandlers.ofString()).get(8, TimeUnit.SECONDS);
-            String json = reply.body();
-            if (!json.matches("(?s)\\s*\\{.*}\\s*") || reply.statusCode() < 400 && string("openid", json).isEmpty())
-                throw new IOException("wxopenid answered " + reply.statusCode() + " without an openid or an error");
-            answer = new Answer(reply.statusCode(), json);
-        } catch (Exception e) { System.err.println(id + " " + e); }
-        System.out.println(id + " " + answer.status() + " " + (answer.status() < 400 ? "ok" : answer.json()));
+            answer = new Answer(reply.statusCode(), reply.body().strip());
+            if (!answer.json.matches("(?s)\\{.*}") || answer.status < 400 && string("openid", answer.json).isEmpty())
+                throw new IOException("wxopenid answered " + answer.status + " without an openid or an error");
+        } catch (Exception e) {
+            for (Throwable cause = e; cause != null; cause = cause.getCause()) System.err.println(id + " " + cause);
+            answer = new Answer(502, "{\"error\":\"wxopenid_unreachable\"}");
+        }
+        System.out.println(id + " " + answer.status + " " + (answer.status < 400 ? "ok" : answer.json));
         return answer;
     }
 
@@ -35,8 +37,7 @@ public class Backend {
     static String string(String name, String json) {
         String string = "\"(?:[^\"\\\\]|\\\\.)*+\"";
         String other = "\\s*" + string + "\\s*:\\s*(?:" + string + "|[\\w.+-]++)\\s*";
-        String wanted = "\\s*\"" + name + "\"\\s*:\\s*\"([^\"\\\\]*+)\"\\s*";
-        String object = "\\s*\\{(?:" + other + ",)*?" + wanted + "(?:," + other + ")*+}\\s*";
+        String object = "\\s*\\{(?:" + other + ",)*?\\s*\"" + name + "\"\\s*:\\s*\"([^\"\\\\]*+)\"\\s*(?:," + other + ")*+}\\s*";
         return json.matches(object) ? json.replaceFirst(object, "$1") : "";
     }
 
@@ -50,9 +51,9 @@ public class Backend {
             Answer answer = code.isEmpty() ? new Answer(400, "{\"error\":\"invalid_request\"}")
                 : askWxopenid(code, HttpHeaders.of(exchange.getRequestHeaders(), (name, value) -> true));
             String token = "{\"token\":\"" + UUID.randomUUID() + "\"}"; // store in your database whose it is
-            byte[] json = (answer.status() < 400 ? token : answer.json()).getBytes("UTF-8");
+            byte[] json = (answer.status < 400 ? token : answer.json).getBytes("UTF-8");
             exchange.getResponseHeaders().set("Content-Type", "application/json");
-            exchange.sendResponseHeaders(answer.status(), json.length);
+            exchange.sendResponseHeaders(answer.status, json.length);
             try (var out = exchange.getResponseBody()) { out.write(json); }
         });
         server.start();

@@ -13,12 +13,12 @@ import (
 	"time"
 )
 
-var wxopenid = cmp.Or(os.Getenv("WXOPENID_URL"), "http://127.0.0.1:2020")
+var wxopenid, port = cmp.Or(os.Getenv("WXOPENID_URL"), "http://127.0.0.1:2020"), cmp.Or(os.Getenv("PORT"), "3000")
 var noRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-// client waits for 8 s, between WX_TIMEOUT (5 s) and what openid.js waits (10 s). An empty Transport uses no proxy.
 var client = http.Client{Timeout: 8 * time.Second, Transport: &http.Transport{}, CheckRedirect: noRedirect}
 
 // askWxopenid returns the status and the JSON object to answer with. Below 400 the object has the openid.
+// It waits for 8 s, between WX_TIMEOUT (5 s) and what openid.js waits (10 s). An empty Transport uses no proxy.
 func askWxopenid(code string, header http.Header) (status int, answer map[string]any) {
 	id := cmp.Or(header.Get("X-Request-Id"), rand.Text())
 	body, _ := json.Marshal(map[string]string{"code": code})
@@ -30,9 +30,10 @@ func askWxopenid(code string, header http.Header) (status int, answer map[string
 	reply, err := client.Do(request)
 	if err == nil {
 		defer reply.Body.Close()
-		status, err = reply.StatusCode, json.NewDecoder(reply.Body).Decode(&answer)
+		body, err = io.ReadAll(reply.Body)
+		status, err = reply.StatusCode, cmp.Or(err, json.Unmarshal(body, &answer))
 	}
-	if openid, _ := answer["openid"].(string); answer == nil || status < 400 && openid == "" {
+	if openid, _ := answer["openid"].(string); err != nil || answer == nil || status < 400 && openid == "" {
 		log.Printf("%s wxopenid gave no usable answer: status %d, error %v", id, status, err)
 		status, answer = 502, map[string]any{"error": "wxopenid_unreachable"}
 	}
@@ -41,12 +42,12 @@ func askWxopenid(code string, header http.Header) (status int, answer map[string
 }
 
 func main() {
-	handler := func(w http.ResponseWriter, r *http.Request) {
+	log.Fatal(http.ListenAndServe("127.0.0.1:"+port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var sent struct{ Code string }
-		body, _ := io.ReadAll(io.LimitReader(r.Body, 65536))
+		body, err := io.ReadAll(io.LimitReader(r.Body, 65536))
 		io.Copy(io.Discard, r.Body) // reads on, but keeps no more
 		status, answer := 400, map[string]any{"error": "invalid_request"}
-		if json.Unmarshal(body, &sent) == nil && sent.Code != "" {
+		if err == nil && json.Unmarshal(body, &sent) == nil && sent.Code != "" {
 			status, answer = askWxopenid(sent.Code, r.Header)
 		}
 		if status < 400 {
@@ -55,6 +56,5 @@ func main() {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
 		json.NewEncoder(w).Encode(answer)
-	}
-	log.Fatal(http.ListenAndServe("127.0.0.1:"+cmp.Or(os.Getenv("PORT"), "3000"), http.HandlerFunc(handler)))
+	})))
 }

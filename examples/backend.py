@@ -15,10 +15,8 @@ opener.add_handler(HTTPSHandler())
 
 
 def ask_wxopenid(code, headers):
-    """Return the status and the JSON object to answer with. Below 400 the object has the openid.
-
-    headers are those of the mini program's request, with their names in lower case.
-    """
+    """Return the status and the JSON object to answer with. Below 400 the object has the openid."""
+    # headers are those of the mini program's request, with their names in lower case.
     id = headers.get("x-request-id") or str(uuid.uuid4())
     sent = {"Content-Type": "application/json", "Referer": headers.get("referer", ""), "X-Request-Id": id}
     try:  # 8 s in all, between WX_TIMEOUT (5 s) and what openid.js waits (10 s)
@@ -46,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
             while left > 0 and (part := self.rfile.read(min(left, 65536))):
                 left, body = left - len(part), body or part  # reads on, but keeps no more
             code = json.loads(body)["code"]
-            if code and isinstance(code, str):
+            if left == 0 and code and isinstance(code, str):
                 status, answer = ask_wxopenid(code, self.headers)
         except Exception:
             pass  # no JSON object
@@ -58,4 +56,5 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(answer).encode())
 
 
+ThreadingHTTPServer.request_queue_size = 128
 ThreadingHTTPServer(("127.0.0.1", int(os.environ.get("PORT") or 3000)), Handler).serve_forever()
