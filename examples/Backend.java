@@ -14,13 +14,12 @@ public class Backend {
     /** Returns the status and the JSON object to answer with. Below 400 the object has the openid. */
     static Answer askWxopenid(String code, HttpHeaders headers) {
         String id = headers.firstValue("X-Request-Id").filter(v -> !v.isEmpty()).orElse(UUID.randomUUID().toString());
-        String body = "{\"code\":\"" + code.replace("\\", "\\\\").replace("\"", "\\\"") + "\"}";
         Answer answer;
         try { // for 8 s, between WX_TIMEOUT (5 s) and what openid.js waits (10 s)
-            var request = HttpRequest.newBuilder(URI.create(WXOPENID + "/openid"))
-                .headers("Content-Type", "application/json", "X-Request-Id", id)
+            var request = HttpRequest.newBuilder(URI.create(WXOPENID + "/openid")).version(HttpClient.Version.HTTP_1_1)
+                .POST(HttpRequest.BodyPublishers.ofString("{\"code\":\"" + code.replaceAll("[\"\\\\]", "\\\\$0") + "\"}"))
                 .header("Referer", headers.firstValue("Referer").orElse("")).timeout(java.time.Duration.ofSeconds(8))
-                .version(HttpClient.Version.HTTP_1_1).POST(HttpRequest.BodyPublishers.ofString(body)).build();
+                .headers("Content-Type", "application/json", "X-Request-Id", id).build();
             var reply = CLIENT.sendAsync(request, HttpResponse.BodyHandlers.ofString()).get(8, TimeUnit.SECONDS);
             answer = new Answer(reply.statusCode(), reply.body().strip());
             if (!answer.json.matches("(?s)\\{.*}") || answer.status < 400 && string("openid", answer.json).isEmpty())
@@ -36,8 +35,8 @@ public class Backend {
     /** Finds a string, without escapes, in a flat JSON object. Use the JSON parser of your framework instead. */
     static String string(String name, String json) {
         String string = "\"(?:[^\"\\\\]|\\\\.)*+\"";
-        String other = "\\s*" + string + "\\s*:\\s*(?:" + string + "|[\\w.+-]++)\\s*";
-        String object = "\\s*\\{(?:" + other + ",)*?\\s*\"" + name + "\"\\s*:\\s*\"([^\"\\\\]*+)\"\\s*(?:," + other + ")*+}\\s*";
+        String any = "\\s*" + string + "\\s*:\\s*(?:" + string + "|[\\w.+-]++)\\s*";
+        String object = "\\{(?:" + any + ",)*?\\s*\"" + name + "\"\\s*:\\s*\"([^\"\\\\]*+)\"\\s*(?:," + any + ")*+}";
         return json.matches(object) ? json.replaceFirst(object, "$1") : "";
     }
 
@@ -46,7 +45,7 @@ public class Backend {
         HttpServer server = HttpServer.create(new InetSocketAddress("127.0.0.1", port), 0);
         server.setExecutor(Executors.newCachedThreadPool());
         server.createContext("/", exchange -> {
-            String code = string("code", new String(exchange.getRequestBody().readNBytes(4096), "UTF-8"));
+            String code = string("code", new String(exchange.getRequestBody().readNBytes(4096), "UTF-8").strip());
             exchange.getRequestBody().transferTo(OutputStream.nullOutputStream()); // reads on, but keeps no more
             Answer answer = code.isEmpty() ? new Answer(400, "{\"error\":\"invalid_request\"}")
                 : askWxopenid(code, HttpHeaders.of(exchange.getRequestHeaders(), (name, value) -> true));
