@@ -17,7 +17,7 @@ public class Backend {
         Answer answer;
         try { // for 8 s, between WX_TIMEOUT (5 s) and what openid.js waits (10 s)
             var request = HttpRequest.newBuilder(URI.create(WXOPENID + "/openid")).version(HttpClient.Version.HTTP_1_1)
-                .POST(HttpRequest.BodyPublishers.ofString("{\"code\":\"" + code.replaceAll("[\"\\\\]", "\\\\$0") + "\"}"))
+                .POST(HttpRequest.BodyPublishers.ofString("{\"code\":\"" + code.replace("\"", "") + "\"}"))
                 .header("Referer", headers.firstValue("Referer").orElse("")).timeout(java.time.Duration.ofSeconds(8))
                 .headers("Content-Type", "application/json", "X-Request-Id", id).build();
             var reply = CLIENT.sendAsync(request, HttpResponse.BodyHandlers.ofString()).get(8, TimeUnit.SECONDS);
