@@ -144,7 +144,7 @@ func startExample(t *testing.T, command []string, wxopenid string) (url string, 
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.Env = append(os.Environ(), "PORT="+strings.TrimPrefix(address, "127.0.0.1:"), "WXOPENID_URL="+wxopenid,
-		"http_proxy="+nobody, "HTTP_PROXY="+nobody, "ALL_PROXY="+nobody)
+		"http_proxy="+nobody, "HTTP_PROXY="+nobody, "ALL_PROXY="+nobody, "PYTHONUNBUFFERED=")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
