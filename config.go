@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -23,160 +25,349 @@ const (
 	wechatPath = "/sns/jscode2session"
 	mockCode   = "the code is a mock one" // of the developer tools in tourist mode
 
-	console   = "mp.weixin.qq.com, 开发管理 → 开发设置" // AppID, AppSecret, IP allowlist
-	apiRights = "mp.weixin.qq.com, 开发管理 → 接口设置" // rights and quotas
+	console    = "mp.weixin.qq.com, 开发管理" // AppID, AppSecret, IP allowlist, rights and quotas
+	dotEnv     = ".env"
+	maxTimeout = time.Hour
 )
 
-// A config is the settings, checked. It holds the AppSecret: never log or print it.
+// settingNames are the names that count in the file .env, in the order of settingsHelp.
+var settingNames = []string{"WX_APPID", "WX_APPSECRET", "WX_APPSECRET_FILE", "ADDR", "WX_BASE_URL", "WX_TIMEOUT",
+	"MAX_INFLIGHT", "MAX_CONNS", "TLS_CERT", "TLS_KEY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
+
+// settingsHelp is what -h prints about the settings.
+const settingsHelp = `Settings are environment variables. Without WX_APPID there, the file .env is read:
+lines of NAME=value. An empty setting counts as not set.
+  WX_APPID           the mini program's AppID (required); several with commas
+  WX_APPSECRET       its AppSecret (required, or the next); several with commas
+  WX_APPSECRET_FILE  a file that holds the AppSecret; several with commas, or one a line
+  ADDR               listen address (default :2020, with -sandbox 127.0.0.1:2020)
+  WX_BASE_URL        base URL of WeChat's API; after a comma, fallbacks
+                     (default ` + wechatURLs + `)
+  WX_TIMEOUT         time limit of one exchange with WeChat (default 5s)
+  MAX_INFLIGHT       limit of logins under way; one more is refused (default 1024)
+  MAX_CONNS          limit of open connections, all callers together; more wait (default 10000)
+  TLS_CERT, TLS_KEY  PEM files, to serve HTTPS: both or neither
+HTTPS_PROXY, HTTP_PROXY and NO_PROXY are used for requests to WeChat; ALL_PROXY is not.
+`
+
+// A config is the settings, checked. It holds the AppSecrets: never log or print it.
 type config struct {
-	appID       string
-	appSecret   string
+	appIDs      []string      // one or more
+	appSecrets  []string      // the AppSecret of each AppID
 	addr        string        // host:port to listen on
 	baseURLs    []*url.URL    // of WeChat's API, in the order to try
 	timeout     time.Duration // of one exchange with WeChat
-	maxInflight int           // exchanges with WeChat at a time
+	maxInflight int           // logins under way
 	maxConns    int           // connections from callers at a time
 	tlsCert     string        // PEM file; empty for plain HTTP
 	tlsKey      string        // PEM file; empty if and only if tlsCert is
 	sandbox     bool          // ask a fake WeChat: baseURLs is empty
+	fromFile    []string      // names of the settings that come from .env
 	warnings    []string      // about odd settings, without their values
 }
 
 // loadConfig reads the settings. The error has a line for each bad one, with the cause and what to
 // do, and never a value: a secret may be in the wrong variable. A sandbox needs no credentials.
 func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
-	s := settings{getenv: getenv}
+	s := newSettings(getenv)
 	c := config{
-		appID:       s.word("WX_APPID"),
-		appSecret:   s.appSecret(),
+		appIDs:      s.appIDs(sandbox),
 		addr:        s.addr(sandbox),
 		timeout:     s.timeout(),
 		maxInflight: s.count("MAX_INFLIGHT", 1024),
 		maxConns:    s.count("MAX_CONNS", 10_000),
-		tlsCert:     s.path("TLS_CERT"),
-		tlsKey:      s.path("TLS_KEY"),
+		tlsCert:     s.value("TLS_CERT"),
+		tlsKey:      s.value("TLS_KEY"),
 		sandbox:     sandbox,
+		fromFile:    s.fromFile,
 	}
-	if c.tlsCert != "" && getenv("TLS_KEY") == "" || c.tlsKey != "" && getenv("TLS_CERT") == "" {
+	c.appSecrets = s.appSecrets(sandbox, c.appIDs)
+	if (s.get("TLS_CERT") == "") != (s.get("TLS_KEY") == "") {
 		s.bad("TLS_CERT", "and TLS_KEY belong together: set both to serve HTTPS, or neither")
 	}
-	if sandbox {
-		c.appID = cmp.Or(c.appID, "wx0000000000000000")
-		c.appSecret = cmp.Or(c.appSecret, rand.Text())
-	} else {
+	if !sandbox {
 		c.baseURLs = s.baseURLs()
-		s.checkCredentials()
 		s.checkProxies(c.baseURLs)
-	}
-	if c.appID != "" && !regexp.MustCompile(`^wx[0-9a-f]{16}$`).MatchString(c.appID) {
-		s.warn("WX_APPID does not look like an AppID (wx and 16 of 0-9a-f): copy it again from " + console)
-	}
-	if c.appSecret != "" && !sandbox && !regexp.MustCompile(`^[0-9a-f]{32}$`).MatchString(c.appSecret) {
-		s.warn("the AppSecret does not look like one (32 of 0-9a-f): copy it again, or reset it at " + console)
 	}
 	c.warnings = s.warnings
 	return c, errors.Join(s.problems...)
 }
 
-// settings reads variables one by one and collects what is wrong with them.
+// settings reads settings one by one and collects what is wrong with them.
 type settings struct {
 	getenv   func(string) string
-	problems []error
+	file     map[string]string // what .env holds that the environment has not
+	fromFile []string          // the names of that, in order
+	renamed  bool              // there is no .env, but .env.txt
+	problems []error           // problem
 	warnings []string
 }
 
-func (s *settings) bad(name, problem string) {
-	s.problems = append(s.problems, errors.New(name+" "+problem))
+// A problem is a bad setting: its name, and the cause with what to do.
+type problem struct{ name, text string }
+
+func (p problem) Error() string { return p.name + " " + p.text }
+
+// bad notes a problem, the first of each setting.
+func (s *settings) bad(name, text string) {
+	if !s.isBad(name) {
+		s.problems = append(s.problems, problem{name, text})
+	}
 }
 
-func (s *settings) warn(text string) { s.warnings = append(s.warnings, text) }
+func (s *settings) isBad(name string) bool {
+	return slices.ContainsFunc(s.problems, func(err error) bool { return err.(problem).name == name })
+}
 
-// word returns a setting that has to be ASCII without white space.
-func (s *settings) word(name string) string {
-	value := s.getenv(name)
-	if problem := flaw(value); problem != "" {
-		s.bad(name, problem)
+// newSettings returns the settings of the environment and, where that has no WX_APPID, of the file .env.
+func newSettings(getenv func(string) string) *settings {
+	s := &settings{getenv: getenv, file: make(map[string]string)}
+	if getenv("WX_APPID") != "" {
+		return s
+	}
+	content, err := os.ReadFile(dotEnv)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		_, err := os.Stat(dotEnv + ".txt")
+		s.renamed = err == nil
+	case err != nil:
+		s.bad(dotEnv, fmt.Sprintf("cannot be read (%v): let this user read it, or move it away", plain(err)))
+	case bytes.Contains(content, []byte("\x00")):
+		s.bad(dotEnv, "is in UTF-16: save it as UTF-8")
+	default:
+		s.readFile(string(content))
+	}
+	return s
+}
+
+// plain returns err without a path, which may be a secret in the wrong variable.
+func plain(err error) error {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		return pathErr.Err
+	}
+	return err
+}
+
+var (
+	fileLine = regexp.MustCompile(`^(?i:export[ \t]+|set[ \t]+)?([\w.-]+)[ \t]*(=?)(.*)$`)
+	// A quoted value ends at the first quote behind which there is nothing but a comment.
+	fileQuotes  = regexp.MustCompile(`^(?:"(.*?)"|'(.*?)')(?:[ \t]+#.*)?$`)
+	fileComment = regexp.MustCompile(`[ \t]#.*$`)
+)
+
+// readFile takes the settings from the lines of .env. Other names belong to other programs.
+func (s *settings) readFile(content string) {
+	for i, line := range strings.Split(content, "\n") {
+		m := fileLine.FindStringSubmatch(strings.Trim(line, " \t\r\ufeff"))
+		if m == nil {
+			continue
+		}
+		name, value := m[1], m[3]
+		if upper := strings.ToUpper(name); strings.HasSuffix(upper, "_PROXY") {
+			name = upper
+		}
+		if !slices.Contains(settingNames, name) {
+			continue
+		}
+		if m[2] == "" {
+			s.bad(name, fmt.Sprintf("is not written as NAME=value in line %d of %s: write %s= and the value", i+1, dotEnv, name))
+			continue
+		}
+		if q := fileQuotes.FindStringSubmatch(strings.Trim(value, " \t")); q != nil {
+			value = q[1] + q[2]
+		} else {
+			value = strings.Trim(fileComment.ReplaceAllString(value, ""), " \t")
+		}
+		s.file[name] = value
+	}
+	for _, name := range settingNames {
+		switch {
+		case s.getenv(name) != "" || s.getenv(strings.ToLower(name)) != "": // of a proxy's two spellings, either
+			delete(s.file, name)
+		case s.file[name] != "":
+			s.fromFile = append(s.fromFile, name)
+		}
+		if strings.HasSuffix(name, "_PROXY") && s.file[name] != "" {
+			os.Setenv(name, s.file[name]) // where net/http looks for it
+		}
+	}
+}
+
+// get returns a setting as it is written.
+func (s *settings) get(name string) string { return cmp.Or(s.getenv(name), s.file[name]) }
+
+// value returns a setting if nothing is wrong with its characters.
+func (s *settings) value(name string) string {
+	value, check := s.get(name), flaw
+	if name == "WX_APPSECRET_FILE" || name == "TLS_CERT" || name == "TLS_KEY" {
+		check = damage // paths may hold white space and Chinese
+	}
+	if text := check(value); text != "" {
+		s.bad(name, text)
 		return ""
 	}
 	return value
 }
 
-// path returns a setting that may hold white space and Chinese.
-func (s *settings) path(name string) string {
-	value := s.getenv(name)
-	if windowsEnd.MatchString(value) || inQuotes.MatchString(value) {
-		return s.word(name)
+// list returns the entries of a setting, between commas. where stands in front of what is wrong with them.
+func (s *settings) list(name, where, value string) (entries []string) {
+	for entry := range strings.SplitSeq(value, ",") {
+		entry = strings.Trim(entry, " \t")
+		entries = append(entries, entry)
+		text := flaw(entry)
+		if entry == "" {
+			text = "has an empty entry: write a value there, and no comma at the end"
+		}
+		if text != "" {
+			s.bad(name, where+text)
+			return nil
+		}
 	}
-	return value
+	return entries
 }
 
-var windowsEnd = regexp.MustCompile("\r\n*$")
-var inQuotes = regexp.MustCompile("(?s)^[\"'`“”‘’].*[\"'`“”‘’]$")
+var (
+	windowsEnd = regexp.MustCompile("\r\n*$")
+	inQuotes   = regexp.MustCompile("^[\"'`“”‘’]|[\"'`“”‘’]$")
+)
 
-// flaw says what keeps value from being ASCII without white space, or nothing.
-func flaw(value string) string {
+// damage says what is wrong with value even if it is a path, or nothing.
+func damage(value string) string {
 	switch {
 	case windowsEnd.MatchString(value):
 		return "ends in a Windows line end (CR): save the file that it comes from with LF line ends"
 	case inQuotes.MatchString(value):
 		return "has quotes around it: remove them"
+	case strings.ContainsFunc(value, isInvisible):
+		return "holds an invisible character: type it anew"
+	case strings.Contains(value, "${"):
+		return "holds ${…}, which nothing has replaced: write the value itself"
+	}
+	return ""
+}
+
+// isInvisible finds zero-width and no-break spaces, byte order marks and control characters, but not what paths may hold.
+func isInvisible(r rune) bool {
+	if unicode.IsSpace(r) {
+		return r > unicode.MaxASCII && r != '\u3000' // the full-width space of Chinese
+	}
+	return unicode.Is(unicode.Cf, r) || unicode.IsControl(r)
+}
+
+// flaw says what keeps value from being ASCII without white space, or nothing.
+func flaw(value string) string {
+	switch text := damage(value); {
+	case text != "":
+		return text
+	case fileComment.MatchString(value):
+		return "has a comment behind it: put the comment on a line of its own"
 	case strings.ContainsFunc(value, unicode.IsSpace):
 		return "holds white space, a space or a line break: remove it"
-	case strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII || unicode.IsControl(r) }):
+	case strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII }):
 		return "is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation " +
 			"(：，) by : and ,"
 	}
 	return ""
 }
 
-func (s *settings) checkCredentials() {
-	const sandbox = ", or try it with -sandbox, which needs neither AppID nor AppSecret"
-	if s.getenv("WX_APPID") == "" {
-		s.bad("WX_APPID", "is not set: set it to the mini program's AppID ("+console+")"+sandbox)
-	}
-	if s.getenv("WX_APPSECRET") == "" && s.getenv("WX_APPSECRET_FILE") == "" {
-		s.bad("WX_APPSECRET", "is not set: set it, or WX_APPSECRET_FILE to a file that holds it"+sandbox)
-	}
-}
+var (
+	looksLikeAppID     = regexp.MustCompile(`^wx[0-9a-f]{16}$`).MatchString
+	looksLikeAppSecret = regexp.MustCompile(`^[0-9a-f]{32}$`).MatchString
+)
 
-func (s *settings) appSecret() string {
-	file := s.path("WX_APPSECRET_FILE")
+const trySandbox = ", or try it with -sandbox, which needs neither AppID nor AppSecret"
+
+func (s *settings) appIDs(sandbox bool) []string {
+	const name = "WX_APPID"
 	switch {
-	case file == "":
-		return s.word("WX_APPSECRET")
-	case s.getenv("WX_APPSECRET") != "":
-		s.bad("WX_APPSECRET", "and WX_APPSECRET_FILE are both set: remove one of them")
-		return ""
+	case s.get(name) != "":
+	case s.isBad(dotEnv): // it may be in there
+		return nil
+	case sandbox:
+		return []string{"wx0000000000000000"}
+	case s.renamed:
+		s.bad(name, "is not set: rename .env.txt to .env, the only name that is read"+trySandbox)
+		return nil
+	default:
+		s.bad(name, "is not set: set it to the mini program's AppID ("+console+"), in the environment or in .env"+trySandbox)
+		return nil
 	}
-	content, err := os.ReadFile(file)
-	if err != nil {
-		if pathErr, ok := errors.AsType[*os.PathError](err); ok {
-			err = pathErr.Err // without the path, which may be a secret in the wrong variable
+	appIDs := s.list(name, "", s.get(name))
+	for i, appID := range appIDs {
+		switch {
+		case looksLikeAppSecret(appID):
+			s.bad(name, "holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), and the AppSecret into WX_APPSECRET")
+		case slices.Contains(appIDs[:i], appID):
+			s.bad(name, "holds the same AppID twice: write each once")
+		case !looksLikeAppID(appID):
+			s.warnOf(name, i, appIDs, "an AppID (wx and 16 of 0-9a-f): copy it again from "+console)
 		}
-		s.bad("WX_APPSECRET_FILE", fmt.Sprintf("cannot be read (%v): name a file that this user may read", err))
-	} else if problem := secretFlaw(string(content)); problem != "" {
-		s.bad("WX_APPSECRET_FILE", "names a file "+problem)
 	}
-	return strings.TrimSpace(string(content))
+	return appIDs
 }
 
-// secretFlaw says why a file with this content holds no AppSecret, or nothing.
-func secretFlaw(content string) string {
-	secret := strings.TrimSpace(content)
-	switch {
-	case strings.HasPrefix(content, "\xef\xbb\xbf"):
-		return "that begins with a byte order mark (BOM): save it as UTF-8 without BOM"
-	case strings.HasPrefix(content, "\xff\xfe") || strings.HasPrefix(content, "\xfe\xff"),
-		strings.Contains(content, "\x00"):
-		return "in UTF-16: save it as UTF-8 without BOM"
-	case secret == "":
-		return "that is empty: put the AppSecret into it"
-	case strings.Contains(secret, "WX_APPSECRET"):
-		return "with more than the AppSecret: the file has to hold the AppSecret alone, without WX_APPSECRET="
-	case flaw(secret) != "":
-		return "whose content " + flaw(secret)
+// warnOf warns of entry i of a setting.
+func (s *settings) warnOf(name string, i int, entries []string, looks string) {
+	if len(entries) > 1 {
+		name = fmt.Sprintf("%s, number %d,", name, i+1)
 	}
-	return ""
+	s.warnings = append(s.warnings, name+" does not look like "+looks)
+}
+
+// appSecrets returns the AppSecret of each of appIDs.
+func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []string) {
+	name, value, file := "WX_APPSECRET", s.get("WX_APPSECRET"), s.value("WX_APPSECRET_FILE")
+	switch {
+	case value != "" && s.get("WX_APPSECRET_FILE") != "":
+		s.bad(name, "and WX_APPSECRET_FILE are both set: remove one of them")
+		return nil
+	case value != "":
+		appSecrets = s.list(name, "", value)
+	case file != "":
+		name = "WX_APPSECRET_FILE"
+		appSecrets = s.readSecrets(name, file)
+	case s.get("WX_APPSECRET_FILE") != "" || s.isBad(dotEnv): // a bad one
+	case sandbox:
+		for range appIDs {
+			appSecrets = append(appSecrets, rand.Text())
+		}
+	default:
+		s.bad(name, "is not set: set it, or WX_APPSECRET_FILE to a file that holds it"+trySandbox)
+	}
+	if appIDs != nil && appSecrets != nil && len(appIDs) != len(appSecrets) {
+		s.bad(name, fmt.Sprintf("has another number of entries (%d) than WX_APPID (%d): write one AppSecret for each AppID, "+
+			"in the same order", len(appSecrets), len(appIDs)))
+	}
+	for i, appSecret := range appSecrets {
+		if !sandbox && !looksLikeAppSecret(appSecret) {
+			s.warnOf(name, i, appSecrets, "an AppSecret (32 of 0-9a-f): copy it again")
+		}
+	}
+	return appSecrets
+}
+
+// readSecrets returns the AppSecrets in a file, between commas or one a line.
+func (s *settings) readSecrets(name, file string) []string {
+	content, err := os.ReadFile(file)
+	var lines []string
+	for line := range strings.Lines(strings.ReplaceAll(string(content), "\ufeff", "")) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	switch {
+	case err != nil:
+		s.bad(name, fmt.Sprintf("cannot be read (%v): name a file that this user may read", plain(err)))
+	case bytes.Contains(content, []byte("\x00")):
+		s.bad(name, "names a file in UTF-16: save it as UTF-8")
+	case len(lines) == 0:
+		s.bad(name, "names a file that is empty: put the AppSecret into it")
+	case strings.Contains(string(content), "WX_APPSECRET"):
+		s.bad(name, "names a file with more than the AppSecret: the file has to hold the AppSecret alone, without WX_APPSECRET=")
+	default:
+		return s.list(name, "names a file that ", strings.Join(lines, ","))
+	}
+	return nil
 }
 
 func (s *settings) addr(sandbox bool) string {
@@ -184,7 +375,7 @@ func (s *settings) addr(sandbox bool) string {
 	if sandbox {
 		unset = "127.0.0.1:2020"
 	}
-	value := cmp.Or(s.word("ADDR"), unset)
+	value := cmp.Or(s.value("ADDR"), unset)
 	_, port, err := net.SplitHostPort(value)
 	_, portErr := strconv.ParseUint(port, 10, 16)
 	switch {
@@ -197,23 +388,23 @@ func (s *settings) addr(sandbox bool) string {
 }
 
 func (s *settings) timeout() time.Duration {
-	value := cmp.Or(s.word("WX_TIMEOUT"), "5s")
+	const name, write = "WX_TIMEOUT", ": write 5s or 800ms"
+	value := cmp.Or(s.value(name), "5s")
 	d, err := time.ParseDuration(value)
-	switch _, noUnit := strconv.ParseFloat(value, 64); {
-	case err != nil && noUnit == nil:
-		s.bad("WX_TIMEOUT", "has no unit: write 5s or 800ms")
-	case err != nil && strings.Contains(err.Error(), "unknown unit"):
-		s.bad("WX_TIMEOUT", "has an unknown unit: write 5s or 800ms")
+	_, notNumber := strconv.ParseFloat(value, 64)
+	switch {
+	case err != nil && notNumber == nil:
+		s.bad(name, "has no unit"+write)
 	case err != nil:
-		s.bad("WX_TIMEOUT", "is not a time: write 5s or 800ms")
-	case d <= 0:
-		s.bad("WX_TIMEOUT", "is not above zero: write 5s or 800ms")
+		s.bad(name, "is not a time"+write)
+	case d <= 0 || d > maxTimeout:
+		s.bad(name, "is not above zero and up to 1h"+write)
 	}
 	return d
 }
 
 func (s *settings) count(name string, unset int) int {
-	value := cmp.Or(s.word(name), strconv.Itoa(unset))
+	value := cmp.Or(s.value(name), strconv.Itoa(unset))
 	n, err := strconv.Atoi(value)
 	if err != nil || n <= 0 {
 		s.bad(name, "is not a whole number above zero: write digits only, as in "+strconv.Itoa(unset))
@@ -221,78 +412,22 @@ func (s *settings) count(name string, unset int) int {
 	return n
 }
 
-var defaultPorts = map[string]string{"http": "80", "https": "443"}
-
-// setName returns name, or name in lower case where that one is set, as variables of proxies may be.
-func setName(getenv func(string) string, name string) string {
-	if lower := strings.ToLower(name); getenv(name) == "" && getenv(lower) != "" {
-		return lower
-	}
-	return name
-}
-
-// checkProxies looks at the proxy variables that base URLs use: net/http drops a bad value without a word.
-func (s *settings) checkProxies(bases []*url.URL) {
-	set := func(name string) bool { return s.getenv(setName(s.getenv, name)) != "" }
-	if set("ALL_PROXY") && !set("HTTPS_PROXY") && !set("NO_PROXY") {
-		s.warn("ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through the proxy")
-	}
-	var names []string
-	for _, u := range bases {
-		name := setName(s.getenv, strings.ToUpper(u.Scheme)+"_PROXY")
-		if isLoopback(u.Hostname()) || s.noProxy(u) || slices.Contains(names, name) {
-			continue
-		}
-		names = append(names, name)
-		if value := s.word(name); value != "" && !isProxy(value) {
-			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and %25 for % in a "+
-				"password")
-		}
-	}
-}
-
-func isLoopback(host string) bool { return host == "localhost" || net.ParseIP(host).IsLoopback() }
-
-// noProxy reports whether NO_PROXY names the host of u: itself, or with the domains above it. (Ranges of addresses,
-// which net/http knows as well, are not looked at.)
-func (s *settings) noProxy(u *url.URL) bool {
-	for item := range strings.SplitSeq(strings.ToLower(s.getenv(setName(s.getenv, "NO_PROXY"))), ",") {
-		domain, port, _ := strings.Cut(strings.TrimSpace(item), ":")
-		above := "." + strings.TrimPrefix(strings.TrimPrefix(domain, "*"), ".")
-		names := domain == u.Hostname() || above != "." && strings.HasSuffix(u.Hostname(), above)
-		if domain == "*" || names && (port == "" || port == cmp.Or(u.Port(), defaultPorts[u.Scheme])) {
-			return true
-		}
-	}
-	return false
-}
-
-// isProxy reports whether net/http can use value. It takes one without a scheme for http.
-func isProxy(value string) bool {
-	u, err := url.Parse(value)
-	if err != nil || u.Scheme == "" || u.Host == "" {
-		u, err = url.Parse("http://" + value)
-	}
-	if err != nil || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") {
-		return false
-	}
-	_, err = strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
-	return err == nil && slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)
-}
-
 func (s *settings) baseURLs() (urls []*url.URL) {
-	for part := range strings.SplitSeq(cmp.Or(s.word("WX_BASE_URL"), wechatURLs), ",") {
-		u, err := url.Parse(part)
-		if strings.Contains(part, wechatPath) {
-			s.bad("WX_BASE_URL", "holds the path of the API: leave "+wechatPath+" out, since wxopenid adds it")
+	const name = "WX_BASE_URL"
+	for _, entry := range s.list(name, "", cmp.Or(s.get(name), wechatURLs)) {
+		u, err := url.Parse(entry)
+		switch {
+		case strings.Contains(entry, wechatPath):
+			s.bad(name, "holds the path of the API: leave "+wechatPath+" out, since wxopenid adds it")
 			return nil
-		}
-		if err != nil || !isBaseURL(*u) {
-			s.bad("WX_BASE_URL", "is not a list of base URLs: write https://host or https://host/prefix, with commas")
+		case err != nil || !isBaseURL(*u):
+			s.bad(name, "is not a list of base URLs: write https://host or https://host/prefix, with commas")
 			return nil
-		}
-		if u.Scheme == "http" && !isLoopback(u.Hostname()) {
-			s.warn("WX_BASE_URL: the AppSecret travels unencrypted to " + u.Host + ": write https")
+		case !portExists(u):
+			s.bad(name, "has a port that does not exist: the port has to be 1 to 65535")
+			return nil
+		case u.Scheme == "http" && !isLoopback(u.Hostname()):
+			s.warnings = append(s.warnings, name+": the AppSecret travels unencrypted to "+u.Host+": write https")
 		}
 		urls = append(urls, u)
 	}
@@ -306,17 +441,49 @@ func isBaseURL(u url.URL) bool {
 	return (scheme == "https" || scheme == "http") && host != "" && u == url.URL{}
 }
 
-// settingsHelp is what -h prints about the settings.
-const settingsHelp = `Settings are environment variables. An empty one counts as not set.
-  WX_APPID           the mini program's AppID (required)
-  WX_APPSECRET       its AppSecret (required, or the next)
-  WX_APPSECRET_FILE  a file that holds the AppSecret alone
-  ADDR               listen address (default :2020, with -sandbox 127.0.0.1:2020)
-  WX_BASE_URL        base URL of WeChat's API; after a comma, fallbacks
-                     (default ` + wechatURLs + `)
-  WX_TIMEOUT         time limit of one exchange with WeChat (default 5s)
-  MAX_INFLIGHT       most exchanges with WeChat at a time; one more is refused (default 1024)
-  MAX_CONNS          most connections from callers at a time; more wait (default 10000)
-  TLS_CERT, TLS_KEY  PEM files, to serve HTTPS: both or neither
-HTTPS_PROXY, HTTP_PROXY and NO_PROXY count for requests to WeChat, ALL_PROXY does not.
-`
+func isLoopback(host string) bool { return host == "localhost" || net.ParseIP(host).IsLoopback() }
+
+// portExists reports whether the port of u, if it has one, is 1 to 65535.
+func portExists(u *url.URL) bool {
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
+	return err == nil && port > 0
+}
+
+// checkProxies looks at the proxy variables that base URLs use: net/http drops a bad value without a word.
+func (s *settings) checkProxies(bases []*url.URL) {
+	if s.get(proxyVariable(s.get, "all")) != "" && s.get(proxyVariable(s.get, "https")) == "" {
+		s.warnings = append(s.warnings, "ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through it")
+	}
+	var names []string
+	for _, u := range bases {
+		name := proxyVariable(s.get, u.Scheme)
+		if isLoopback(u.Hostname()) || slices.Contains(names, name) {
+			continue
+		}
+		names = append(names, name)
+		if value := s.value(name); value != "" && !isProxy(value) {
+			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 "+
+				"for %, %23 for # and %3F for ?")
+		}
+	}
+}
+
+// proxyVariable returns the name of the variable that is set for scheme: HTTPS_PROXY, or https_proxy.
+func proxyVariable(get func(string) string, scheme string) string {
+	upper, lower := strings.ToUpper(scheme)+"_PROXY", scheme+"_proxy"
+	if get(upper) == "" && get(lower) != "" {
+		return lower
+	}
+	return upper
+}
+
+// isProxy reports whether net/http can use value. It takes one without a scheme for http.
+func isProxy(value string) bool {
+	u, err := url.Parse(value)
+	if err != nil || u.Scheme == "" || u.Host == "" {
+		u, err = url.Parse("http://" + value)
+	}
+	return err == nil && u.Hostname() != "" && !strings.HasSuffix(u.Host, ":") && portExists(u) &&
+		(u.Path == "" || u.Path == "/") && !strings.ContainsAny(value, "#?") &&
+		slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)
+}

@@ -11,9 +11,11 @@ import (
 	"log/slog"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -38,7 +40,7 @@ var answers = map[string]struct {
 	"not_found":             {status: 404, message: "There is nothing here: use POST /openid, or GET /healthz."},
 	"method_not_allowed":    {status: 405},
 	"body_too_large":        {status: 413, message: `The body is over 4096 bytes: send {"code":"…"} and no more.`},
-	"rate_limited":          {status: 429, retryAfter: "60", message: "WeChat limits the calls: wait a minute."},
+	"rate_limited":          {status: 429, retryAfter: "60", message: "WeChat limits the calls: wait a minute, then call wx.login again."},
 	"client_closed_request": {status: 499, message: "The connection was closed too early: keep it open."},
 
 	"misconfigured":      {status: 500, message: "The service's settings are wrong: ask its operator to read its log."},
@@ -54,7 +56,7 @@ var answers = map[string]struct {
 // A handler is the HTTP service.
 type handler struct {
 	wechat   *client
-	appID    string
+	appIDs   []string
 	log      *slog.Logger
 	sandbox  http.Handler // the fake WeChat, or nil
 	stopping atomic.Bool  // if true, each answer closes its connection
@@ -66,7 +68,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	start, id, status := time.Now(), requestID(r), http.StatusOK
-	body, f := h.route(w, r)
+	body, appID, f := h.route(w, r)
 	header := w.Header()
 	if f != nil {
 		row := answers[f.word]
@@ -83,7 +85,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("X-Request-Id", id)
-	h.logRequest(r, status, f, id, start)
+	h.logRequest(r, status, appID, f, id, start)
 	text, _ := json.Marshal(body) // strings and numbers always marshal
 	w.WriteHeader(status)
 	w.Write(append(text, '\n'))
@@ -95,61 +97,77 @@ type errorBody struct {
 	ErrCode int64  `json:"errcode,omitempty"`
 }
 
-// route returns the body of a 200, or a failure.
-func (h *handler) route(w http.ResponseWriter, r *http.Request) (any, *failure) {
+// route returns the body of a 200, or a failure; and the AppID that was chosen, where there are several.
+func (h *handler) route(w http.ResponseWriter, r *http.Request) (any, string, *failure) {
 	switch r.URL.Path {
 	case "/openid":
 		if r.Method == http.MethodPost {
 			return h.openID(w, r)
 		}
 		w.Header().Set("Allow", "POST")
-		return nil, &failure{word: "method_not_allowed",
+		return nil, "", &failure{word: "method_not_allowed",
 			message: "/openid takes POST only: set method to POST, since wx.request uses GET by default."}
 	case "/healthz":
 		if r.Method == http.MethodGet || r.Method == http.MethodHead {
-			return map[string]string{"status": "ok"}, nil
+			return map[string]string{"status": "ok"}, "", nil
 		}
 		w.Header().Set("Allow", "GET, HEAD")
-		return nil, &failure{word: "method_not_allowed", message: "/healthz takes GET and HEAD only: use GET."}
+		return nil, "", &failure{word: "method_not_allowed", message: "/healthz takes GET and HEAD only: use GET."}
 	}
-	return nil, &failure{word: "not_found"}
+	return nil, "", &failure{word: "not_found"}
 }
 
-func (h *handler) openID(w http.ResponseWriter, r *http.Request) (any, *failure) {
-	code, f := readCode(w, r)
+func (h *handler) openID(w http.ResponseWriter, r *http.Request) (any, string, *failure) {
+	code, named, f := h.readCode(w, r)
 	if f != nil {
-		return nil, f
+		return nil, "", f
 	}
-	u, f := h.wechat.openID(r.Context(), code)
+	appID, f := h.choose(named)
+	if f != nil {
+		return nil, "", f
+	}
+	u, f := h.wechat.openID(r.Context(), appID, code)
 	if f != nil && f.word == "invalid_code" {
-		f = h.unknownCode(f, r, code)
+		f = h.unknownCode(f, appID, named, code)
 	}
-	return u, f
+	if len(h.appIDs) == 1 {
+		return u, "", f
+	}
+	return struct {
+		user
+		AppID string `json:"appid"`
+	}{u, appID}, appID, f
 }
 
-// pageReferer finds the AppID in the Referer that WeChat sets for mini programs
-// (developers.weixin.qq.com/miniprogram/dev/api/network/request/wx.request.html).
-var pageReferer = regexp.MustCompile(`^https://servicewechat\.com/([A-Za-z0-9_-]{1,20})/[^/]*/page-frame\.html$`)
+// choose returns the AppID whose mini program the code is of. named is the one that the request names, or empty.
+func (h *handler) choose(named string) (string, *failure) {
+	switch {
+	case len(h.appIDs) == 1:
+		return h.appIDs[0], nil
+	case named == "":
+		return "", invalid(`This service has several AppIDs, and the request names none: send {"code":"…","appid":"…"}, or ` +
+			"pass on the mini program's Referer.")
+	case !slices.Contains(h.appIDs, named):
+		message := "The mini program has the AppID " + named + ", which is none of this service's: fix appid in " +
+			"project.config.json, or add it to WX_APPID with its AppSecret."
+		return "", &failure{word: "appid_mismatch", cause: message, message: message}
+	}
+	return named, nil
+}
 
 // unknownCode makes another failure in the place of f, an invalid code, where it knows more: of a mini program with
 // another AppID, of the developer tools in tourist mode, and of what was asked of the sandbox.
-func (h *handler) unknownCode(f *failure, r *http.Request, code string) *failure {
-	appID := h.appID
-	plugin := r.Header.Get("X-WECHAT-HOSTSIGN") != "" // its Referer has the AppID of the mini program around it
-	m := pageReferer.FindStringSubmatch(r.Referer())
-	if m != nil && !plugin && (len(code) < 8 || !strings.Contains(m[1], code)) {
-		appID = m[1] // unless it holds the code, which must not get out
-	}
+func (h *handler) unknownCode(f *failure, appID, named, code string) *failure {
 	word, what, remedy := f.word, "The code is refused", ""
-	if appID != h.appID {
+	if named != "" && named != appID {
 		word = "appid_mismatch"
-		what = fmt.Sprintf("The mini program has the AppID %s and this service has %s", appID, h.appID)
+		what = fmt.Sprintf("The mini program has the AppID %s and this service has %s", named, appID)
 		remedy = "fix appid in project.config.json, or WX_APPID with its AppSecret"
 	}
 	switch {
 	case h.sandbox != nil:
 		remedy = "the code asks the sandbox for errcode 40029, or for something unknown, which the log explains"
-	case appID == "touristappid", code == mockCode:
+	case code == mockCode:
 		remedy = "the developer tools are in tourist mode, so give the project an AppID of your own, or start this " +
 			"service with -sandbox"
 	}
@@ -160,96 +178,123 @@ func (h *handler) unknownCode(f *failure, r *http.Request, code string) *failure
 	return &failure{word: word, errcode: f.errcode, rid: f.rid, cause: message, message: message}
 }
 
-// readCode returns the code in the body of r.
-func readCode(w http.ResponseWriter, r *http.Request) (string, *failure) {
+// readCode returns the code in the body of r, and the AppID that r names, or an empty one.
+func (h *handler) readCode(w http.ResponseWriter, r *http.Request) (code, named string, f *failure) {
+	// net/http clears the deadline when the body has been read: it would end the exchange, too.
 	http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
-		return "", &failure{word: "body_too_large"}
+		return "", "", &failure{word: "body_too_large"}
 	} else if err != nil {
-		return "", invalid("The body did not arrive: send as many bytes as Content-Length says, within 15 seconds.")
+		return "", "", invalid("The body did not arrive: send as many bytes as Content-Length says, within 15 seconds.")
 	}
 	var request struct {
-		Code *string `json:"code"`
+		Code  *string `json:"code"`
+		AppID string  `json:"appid"`
 	}
 	err = json.Unmarshal(body, &request)
-	if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && kind.Field == "code" {
-		return "", invalid("The code is a JSON " + kind.Value + ", not a string: send res.code of wx.login, not res.")
-	} else if err != nil {
-		return "", invalid(notJSON(body, r.Header.Get("Content-Type")))
+	kind, _ := errors.AsType[*json.UnmarshalTypeError](err)
+	switch { // the first that holds is the reason
+	case kind != nil && kind.Field == "code":
+		return "", "", invalid("The code is a JSON " + kind.Value + ", not a string: send res.code of wx.login, not res.")
+	case kind != nil && kind.Field == "appid":
+		return "", "", invalid("The appid is a JSON " + kind.Value + ", not a string: send the AppID, or leave it out.")
+	case err != nil, !bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")):
+		return "", "", invalid(notObject(body, r.Header.Get("Content-Type")))
+	case request.Code == nil:
+		return "", "", invalid(`There is no code in the object: send {"code":"…"} with what wx.login gave.`)
+	case *request.Code == "":
+		return "", "", invalid("The code is empty: send what wx.login gave.")
+	case len(*request.Code) > maxCode || strings.ContainsFunc(*request.Code, notASCII):
+		return "", "", invalid("The code is not 1 to 128 printable ASCII characters: send what wx.login gave, unchanged.")
+	case request.AppID != "" && !h.isAppID(request.AppID):
+		return "", "", invalid("The appid does not look like an AppID (wx and 16 of 0-9a-f): send the mini program's, or " +
+			"leave it out.")
 	}
-	switch code := request.Code; {
-	case code == nil:
-		return "", invalid(`There is no code in the object: send {"code":"…"} with what wx.login gave.`)
-	case *code == "":
-		return "", invalid("The code is empty: send what wx.login gave.")
-	case len(*code) > maxCode || strings.ContainsFunc(*code, notASCII):
-		return "", invalid("The code is not 1 to 128 printable ASCII characters: send what wx.login gave, unchanged.")
-	}
-	return *request.Code, nil
+	return *request.Code, cmp.Or(request.AppID, h.refererAppID(r)), nil
 }
 
 func notASCII(r rune) bool { return r < ' ' || r > '~' }
 
 func invalid(message string) *failure { return &failure{word: "invalid_request", message: message} }
 
-var singleQuotes = regexp.MustCompile(`^\{\s*'`)         // what Python's str(dict) gives
-var lostQuotes = regexp.MustCompile(`^('|\{\s*[^"}\s])`) // what Windows shells make of '{"code":"…"}'
+// isAppID reports whether name may get into a message and the log. The developer tools have touristappid for nobody's.
+func (h *handler) isAppID(name string) bool {
+	return looksLikeAppID(name) || name == "touristappid" || slices.Contains(h.appIDs, name)
+}
 
-// notJSON says what people send instead of a JSON object, or nothing if it is none of that.
-func notJSON(body []byte, contentType string) string {
-	text := bytes.TrimSpace(body)
-	begins := func(prefix string) bool { return bytes.HasPrefix(body, []byte(prefix)) }
-	contentType = strings.ToLower(contentType)
-	multipart := strings.Contains(contentType, "multipart")
-	form := multipart || strings.Contains(contentType, "form") && bytes.Contains(text, []byte("="))
-	switch {
-	case len(text) == 0:
-		return `There is no body: send {"code":"…"} with what wx.login gave.`
-	case begins("\x1f\x8b"):
-		return "The body is compressed with gzip: send it uncompressed."
-	case begins("\xef\xbb\xbf"):
-		return "The body begins with a byte order mark (BOM): send UTF-8 without BOM."
-	case begins("\xff\xfe"), begins("\xfe\xff"), begins("{\x00"), begins("\x00{"):
-		return "The body is UTF-16: send UTF-8 without BOM."
-	case bytes.HasPrefix(text, []byte("code=")), form && text[0] != '{':
-		return `The body is a form: send the JSON object {"code":"…"}, as wx.request does by default.`
-	case singleQuotes.Match(text):
-		return `The body has single quotes: JSON needs double quotes, as in {"code":"…"}.`
-	case lostQuotes.Match(text):
-		return `The quotes were lost, as in a Windows shell: in cmd.exe write \" for each ", in PowerShell use ` +
-			"Invoke-RestMethod."
-	case (text[0] == '[' || text[0] == '"') && json.Valid(text):
-		return `The body is JSON but not an object: send {"code":"…"}.`
+// pageReferer finds the AppID in the Referer that WeChat sets for mini programs
+// (developers.weixin.qq.com/miniprogram/dev/api/network/request/wx.request.html).
+var pageReferer = regexp.MustCompile(`^https://servicewechat\.com/([^/]+)/[^/]*/page-frame\.html$`)
+
+// refererAppID returns the AppID of the mini program that asks, or nothing. A plug-in's Referer has the AppID of the mini
+// program around it.
+func (h *handler) refererAppID(r *http.Request) string {
+	m := pageReferer.FindStringSubmatch(r.Referer())
+	if m == nil || !h.isAppID(m[1]) || r.Header.Get("X-WECHAT-HOSTSIGN") != "" {
+		return ""
 	}
-	return ""
+	return m[1]
+}
+
+var jsonString = regexp.MustCompile(`"(\\.|[^"\\])*"`)
+
+// notObject says what people send instead of a JSON object. The first that holds is said.
+func notObject(body []byte, contentType string) string {
+	text, contentType := string(bytes.TrimSpace(body)), strings.ToLower(contentType)
+	begins := func(prefix string) bool { return strings.HasPrefix(text, prefix) }
+	isForm := strings.Contains(contentType, "form-urlencoded") && strings.Contains(text, "=") && !begins("{")
+	outside := jsonString.ReplaceAllString(text, "")
+	switch {
+	case text == "":
+		return `There is no body: send {"code":"…"} with what wx.login gave.`
+	case begins("code="), isForm, strings.Contains(contentType, "multipart"):
+		return `The body is a form: send JSON, {"code":"…"}, as with json in Guzzle or json= in Python's requests.`
+	case !utf8.ValidString(text), strings.Contains(text, "\x00"), begins("\ufeff"):
+		return "The body is not plain UTF-8 text: send UTF-8 without BOM, uncompressed."
+	case begins("[object "):
+		return "The body is [object Object], an object that was not made into text: send JSON.stringify({ code })."
+	case json.Valid(body):
+		return `The body is JSON but not an object: send {"code":"…"}.`
+	case strings.ContainsAny(text, "“”‘’"), strings.ContainsAny(outside, "：，"):
+		return `The body has Chinese punctuation: JSON needs " and : and , as in {"code":"…"}.`
+	case (begins("{") || begins("'")) && !strings.Contains(text, `"`):
+		return `The body has no double quotes, which JSON needs and a Windows shell eats: write \" for each " in cmd.exe, use ` +
+			"Invoke-RestMethod in PowerShell, and a JSON library in a program."
+	}
+	return `The body is not JSON: send one JSON object, {"code":"…"}, and nothing else.`
 }
 
 // requestID returns the caller's X-Request-Id if it is fit for a log, or a new one.
 func requestID(r *http.Request) string {
-	const fit = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 	id := r.Header.Get("X-Request-Id")
-	if id == "" || len(id) > 64 || strings.Trim(id, fit) != "" {
+	if id == "" || len(id) > 128 || strings.ContainsFunc(id, func(r rune) bool { return r < '!' || r > '~' }) {
 		return rand.Text()
 	}
 	return id
 }
 
 // logRequest writes the line of a request. f is nil if it did not fail.
-func (h *handler) logRequest(r *http.Request, status int, f *failure, id string, start time.Time) {
-	level := slog.LevelInfo
+func (h *handler) logRequest(r *http.Request, status int, appID string, f *failure, id string, start time.Time) {
+	level, path := slog.LevelInfo, r.URL.Path
 	switch {
 	case status >= 500:
 		level = slog.LevelError
 	case status >= 400:
 		level = slog.LevelWarn
-	case r.URL.Path == "/healthz":
+	case path == "/healthz":
 		level = slog.LevelDebug
 	}
-	attrs := append(make([]slog.Attr, 0, 10),
-		slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", status),
-		slog.Duration("duration", time.Since(start)),
+	if path != "/openid" && path != "/healthz" {
+		path = "(other)" // people write codes into it
+	}
+	attrs := append(make([]slog.Attr, 0, 11),
+		slog.String("method", r.Method), slog.String("path", path), slog.Int("status", status),
+		slog.Float64("duration_ms", float64(time.Since(start).Microseconds())/1000),
 		slog.String("remote", r.RemoteAddr), slog.String("request_id", id))
+	if appID != "" {
+		attrs = append(attrs, slog.String("appid", appID))
+	}
 	if f != nil {
 		cause := cmp.Or(f.cause, f.message, answers[f.word].message)
 		attrs = append(attrs, slog.String("error", f.word), slog.String("cause", cause))

@@ -4,15 +4,15 @@
 //	POST /openid   {"code":"…"} → 200 {"openid":"…"}, or a status and {"error":"…","message":"…"}
 //	GET /healthz   200 {"status":"ok"}
 //
-// Settings are environment variables: WX_APPID and WX_APPSECRET, and others that have defaults.
+// Settings are environment variables, or lines of a file .env: WX_APPID and WX_APPSECRET, and others that have defaults.
 // wxopenid -h lists them, and the flags.
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -22,6 +22,8 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -35,51 +37,50 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
 }
 
+const usage = `Usage: wxopenid [flag]. Without a flag it starts the service. The flags:
+  -sandbox  run against an embedded fake WeChat; no AppID or AppSecret needed
+  -check    ask WeChat whether it accepts each AppID and its AppSecret, print the result, exit
+  -healthy  ask the service that runs here with the same ADDR and TLS_CERT whether it is up,
+            exit: 0 if so, else 1
+  -version  print the version, the revision and Go's version, exit
+`
+
 // run is the program, until ctx is done. It returns the exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	flags := flag.NewFlagSet("wxopenid", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // it would print values
-	sandbox := flags.Bool("sandbox", false, "run against an embedded fake WeChat, without AppID and AppSecret")
-	checking := flags.Bool("check", false, "ask WeChat whether it accepts the AppID and AppSecret, and exit")
-	probing := flags.Bool("healthy", false, "ask the service that runs here with the same ADDR and TLS_CERT\n"+
-		"whether it is up, and exit: 0 if so, else 1")
-	version := flags.Bool("version", false, "print module version, VCS revision and Go version, and exit")
-	flags.Usage = func() {} // printed below, on stdout
-	err := flags.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintln(stdout, "Usage: wxopenid [flag]. Without a flag it starts the service. The flags:")
-		flags.SetOutput(stdout)
-		flags.PrintDefaults()
-		fmt.Fprint(stdout, settingsHelp)
-		return 0
-	case err != nil || flags.NArg() > 0 || flags.NFlag() > 1:
-		fmt.Fprintln(stderr, "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment "+
-			"variables: see wxopenid -h.")
-		return 2
-	case *version:
-		info, _ := debug.ReadBuildInfo()
-		fmt.Fprint(stdout, info)
-		return 0
-	case *probing:
-		return healthy(getenv, stderr)
+	flag := strings.Join(args, " ")
+	if strings.HasPrefix(flag, "--") {
+		flag = flag[1:]
 	}
-	c, err := loadConfig(getenv, *sandbox)
+	switch {
+	case len(args) == 0, flag == "-sandbox", flag == "-check":
+	case flag == "-healthy":
+		return healthy(getenv, stderr)
+	case flag == "-version":
+		fmt.Fprintln(stdout, versionLine())
+		return 0
+	case flag == "-h", flag == "-help":
+		fmt.Fprint(stdout, usage+settingsHelp)
+		return 0
+	default:
+		fmt.Fprintln(stderr, "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment "+
+			"variables, or lines of the file .env: see wxopenid -h.")
+		return 2
+	}
+	c, err := loadConfig(getenv, flag == "-sandbox")
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return 2
 	}
-	// A log that nobody reads blocks who writes to it, but may not block the end.
-	code, limit := make(chan int, 2), c.timeout+stopLimit
-	context.AfterFunc(ctx, func() { time.AfterFunc(limit, func() { code <- 1 }) })
-	go func() { code <- start(ctx, c, *checking, stdout, stderr) }()
-	return <-code
+	return start(ctx, c, flag == "-check", stdout, stderr)
 }
 
 // start runs -check, or the service until ctx is done. It returns the exit code.
 func start(ctx context.Context, c config, checking bool, stdout, stderr io.Writer) int {
 	log.SetOutput(io.Discard) // here net/http quotes unexpected bytes from WeChat, which may hold a session_key
 	logger := newLogger(stderr)
+	if len(c.fromFile) > 0 {
+		logger.Info("settings from .env", "names", strings.Join(c.fromFile, " "))
+	}
 	for _, warning := range c.warnings {
 		logger.Warn(warning)
 	}
@@ -108,6 +109,18 @@ func start(ctx context.Context, c config, checking bool, stdout, stderr io.Write
 	return 0
 }
 
+// versionLine is the version of the module, the revision if there is one, Go's version and the system.
+func versionLine() string {
+	info, _ := debug.ReadBuildInfo()
+	line := "wxopenid " + cmp.Or(info.Main.Version, "(devel)")
+	for _, setting := range info.Settings {
+		if setting.Key == "vcs.revision" {
+			line += fmt.Sprintf(" %.12s", setting.Value)
+		}
+	}
+	return fmt.Sprintf("%s (%s %s/%s)", line, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
 // newLogger logs text to a terminal, and JSON to anything else.
 func newLogger(stderr io.Writer) *slog.Logger {
 	file, _ := stderr.(*os.File)
@@ -117,34 +130,45 @@ func newLogger(stderr io.Writer) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(stderr, nil))
 }
 
-// check exchanges a made-up code. WeChat looks at the AppID and AppSecret first, so a refusal of
-// the code means that both are right. A sandbox refuses this code with 40029, too.
+// check exchanges a made-up code with each AppID. WeChat looks at the AppID and AppSecret first, so a refusal of the
+// code means that both are right. A sandbox refuses this code with 40029, too.
 func check(ctx context.Context, c config, stdout, stderr io.Writer) int {
-	_, f := newClient(c, c.baseURLs, slog.New(slog.DiscardHandler)).openID(ctx, "sandbox:errcode=40029")
-	switch {
-	case f == nil:
-		fmt.Fprintln(stderr, "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.")
-	case f.errcode == 40029 || f.errcode == 40163:
-		fmt.Fprintf(stdout, "WeChat accepts the AppID %s and its AppSecret.\n", c.appID)
-		return 0
-	case ctx.Err() != nil:
-		fmt.Fprintln(stderr, "Stopped before WeChat answered: run -check again.")
-	default:
-		fmt.Fprintf(stderr, "%s.\n", f.cause)
+	wx, exitCode := newClient(c, c.baseURLs, slog.New(slog.DiscardHandler)), 0
+	for _, appID := range c.appIDs {
+		_, f := wx.openID(ctx, appID, "sandbox:errcode=40029")
+		problem := "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL"
+		switch {
+		case f == nil:
+		case f.errcode == 40029 || f.errcode == 40163:
+			fmt.Fprintf(stdout, "WeChat accepts the AppID %s and its AppSecret.\n", appID)
+			continue
+		case ctx.Err() != nil:
+			fmt.Fprintln(stderr, "Stopped before WeChat answered: run -check again.")
+			return 1
+		default:
+			problem = f.cause
+		}
+		if len(c.appIDs) > 1 {
+			problem = "AppID " + appID + ": " + problem
+		}
+		fmt.Fprintln(stderr, problem+".")
+		exitCode = 1
 	}
-	return 1
+	return exitCode
 }
 
 // healthy asks /healthz on this machine, whatever name is in the certificate.
 func healthy(getenv func(string) string, stderr io.Writer) int {
-	s := settings{getenv: getenv}
+	s := newSettings(getenv)
 	addr, scheme := s.addr(false), "http"
-	if s.path("TLS_CERT") != "" {
+	if s.value("TLS_CERT") != "" {
 		scheme = "https"
 	}
-	if len(s.problems) > 0 {
-		fmt.Fprintln(stderr, errors.Join(s.problems...))
-		return 1
+	for _, err := range s.problems {
+		if slices.Contains([]string{"ADDR", "TLS_CERT", dotEnv}, err.(problem).name) {
+			fmt.Fprintln(stderr, err)
+			return 1
+		}
 	}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	client := http.Client{Transport: transport, Timeout: healthTimeout}

@@ -22,14 +22,22 @@ const (
 	maxUsed  = 10_000 // codes
 )
 
-// A sandbox is a fake WeChat with one mini program. A code works once, except for mockCode and for
-// codes that begin with "sandbox:" and say, written as a query string, what is to happen.
+// A sandbox is a fake WeChat. A code works once, except for mockCode and for codes that begin with
+// "sandbox:" and say, written as a query string, what is to happen.
 type sandbox struct {
-	appID, appSecret string
-	log              *slog.Logger
+	appSecrets map[string]string // by AppID
+	log        *slog.Logger
 
-	mu          sync.Mutex
-	used, older map[[sha256.Size]byte]bool // the hashes of the last maxUsed codes, and of up to as many before
+	mu   sync.Mutex
+	used map[[sha256.Size]byte]bool // hashes of codes, maxUsed at most
+}
+
+func newSandbox(c config, log *slog.Logger) *sandbox {
+	s := &sandbox{appSecrets: make(map[string]string), log: log, used: make(map[[sha256.Size]byte]bool)}
+	for i, appID := range c.appIDs {
+		s.appSecrets[appID] = c.appSecrets[i]
+	}
+	return s
 }
 
 // startSandbox starts the fake WeChat on a loopback port of its own, out of reach of certificates
@@ -40,7 +48,7 @@ func startSandbox(c config, log *slog.Logger) (*http.Server, *url.URL, error) {
 		return nil, nil, err
 	}
 	server := &http.Server{
-		Handler:           &sandbox{appID: c.appID, appSecret: c.appSecret, log: log},
+		Handler:           newSandbox(c, log),
 		ReadHeaderTimeout: time.Minute,
 	}
 	go server.Serve(listener)
@@ -50,7 +58,8 @@ func startSandbox(c config, log *slog.Logger) (*http.Server, *url.URL, error) {
 // ServeHTTP answers as jscode2session does: 200 and text/plain, also for errors
 // (developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_code2session).
 func (s *sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	o := s.outcomeOf(r.URL.Query())
+	q := r.URL.Query()
+	o := s.outcomeOf(q)
 	http.NewResponseController(w).SetWriteDeadline(time.Time{}) // a delay may be longer than it
 	select {
 	case <-time.After(o.delay):
@@ -64,9 +73,9 @@ func (s *sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	user := cmp.Or(o.user, "sandbox")
-	reply := map[string]any{"openid": fakeID("openid", user), "session_key": fakeID("session_key", user)}
+	reply := map[string]any{"openid": fakeID("openid", q.Get("appid"), user), "session_key": fakeID("session_key", user)}
 	if o.unionID {
-		reply["unionid"] = fakeID("unionid", user)
+		reply["unionid"] = fakeID("unionid", user) // the same for each AppID
 	}
 	if o.errcode != 0 {
 		rid := fmt.Sprintf("%08x-%08x-%08x", time.Now().Unix(), rand.Uint32(), rand.Uint32())
@@ -87,6 +96,7 @@ type outcome struct {
 
 // outcomeOf checks a request as WeChat does: what is missing, then the AppID and the AppSecret, then the code.
 func (s *sandbox) outcomeOf(q url.Values) outcome {
+	appSecret, known := s.appSecrets[q.Get("appid")]
 	code := q.Get("js_code")
 	asked, asks := strings.CutPrefix(code, "sandbox:")
 	switch {
@@ -96,9 +106,9 @@ func (s *sandbox) outcomeOf(q url.Values) outcome {
 		return outcome{errcode: 41004}
 	case code == "":
 		return outcome{errcode: 41008}
-	case q.Get("appid") != s.appID:
+	case !known:
 		return outcome{errcode: 40013}
-	case q.Get("secret") != s.appSecret:
+	case q.Get("secret") != appSecret:
 		return outcome{errcode: 40125}
 	case q.Get("grant_type") != "authorization_code":
 		return outcome{errcode: 40002}
@@ -128,21 +138,24 @@ func (s *sandbox) parse(asked string) outcome {
 	return o
 }
 
-// use marks code as used, and reports whether it was before.
+// use marks code as used, and reports whether it was before. Of too many codes it forgets any one.
 func (s *sandbox) use(code string) bool {
 	hash := sha256.Sum256([]byte(code))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	before := s.used[hash] || s.older[hash]
-	if s.used == nil || len(s.used) == maxUsed {
-		s.used, s.older = make(map[[sha256.Size]byte]bool), s.used
+	before := s.used[hash]
+	if !before && len(s.used) == maxUsed {
+		for any := range s.used {
+			delete(s.used, any)
+			break
+		}
 	}
 	s.used[hash] = true
 	return before
 }
 
 // fakeID returns an id of a user: stable, 28 characters, o first.
-func fakeID(kind, user string) string {
-	hash := sha256.Sum256([]byte(kind + ":" + user))
+func fakeID(parts ...string) string {
+	hash := sha256.Sum256([]byte(strings.Join(parts, ":")))
 	return "o" + base64.RawURLEncoding.EncodeToString(hash[:])[:27]
 }

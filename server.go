@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -19,20 +20,19 @@ import (
 )
 
 const (
-	headerTimeout = 15 * time.Second    // for the header of a request to arrive; its body has bodyTimeout
-	answerTimeout = 5 * time.Second     // for the answer to leave, after body and exchange
-	keepAlive     = 65 * time.Minute    // for the next request on a connection; Envoy keeps one for 60
-	maxHeader     = 4 << 10             // bytes; net/http allows 4 KiB more
-	lastRequests  = time.Second         // for requests on kept connections, while stopping
-	stopTimeout   = 9 * time.Second / 2 // beyond WX_TIMEOUT and lastRequests, for requests under way to end
-	stopLimit     = 6 * time.Second     // beyond WX_TIMEOUT, for the program to end, whatever becomes of its log
-	certInterval  = 5 * time.Second     // between two looks at the certificate's files
+	headerTimeout = 15 * time.Second // for the header of a request to arrive; its body has bodyTimeout
+	answerTimeout = 5 * time.Second  // for the answer to leave, after body and exchange
+	keepAlive     = 65 * time.Minute // for the next request on a connection; Envoy keeps one for 60
+	maxHeader     = 4 << 10          // bytes; net/http allows 4 KiB more
+	lastRequests  = time.Second      // for requests on kept connections, while stopping
+	stopTimeout   = 5 * time.Second  // beyond WX_TIMEOUT and lastRequests, for requests under way to end
+	certInterval  = 5 * time.Second  // between two looks at the certificate's files
 )
 
 // serve answers until ctx is done, and the requests then under way have ended.
 func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdout io.Writer) error {
 	logger.Info("listening", "addr", l.Addr().String())
-	h, baseURLs := &handler{appID: c.appID, log: logger}, c.baseURLs
+	h, baseURLs := &handler{appIDs: c.appIDs, log: logger}, c.baseURLs
 	if c.sandbox {
 		fake, url, err := startSandbox(c, logger)
 		if err != nil {
@@ -41,7 +41,7 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 		defer fake.Close()
 		h.sandbox, baseURLs = fake.Handler, append(baseURLs, url)
 		logger.Warn("this is a sandbox: a fake WeChat answers, and the openids are made up")
-		fmt.Fprintln(stdout, curlLine(l.tls != nil, l.Addr().String()))
+		fmt.Fprintln(stdout, curlLine(c, l.Addr().String()))
 	}
 	h.wechat = newClient(c, baseURLs, logger)
 	server := newServer(c, h, l, logger)
@@ -52,8 +52,8 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 		return err
 	case <-ctx.Done():
 	}
+	// Close the listener first: a client told to reconnect would otherwise queue there and be reset.
 	l.Close()
-	// Only now: a client told to reconnect while the listener was open would queue there and be reset.
 	h.stopping.Store(true)
 	for end := time.Now().Add(lastRequests); len(l.places) > 0 && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
@@ -67,12 +67,16 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 }
 
 // curlLine is a command for sh and cmd.exe that gets an openid from the sandbox at addr.
-func curlLine(https bool, addr string) string {
+func curlLine(c config, addr string) string {
 	addr = regexp.MustCompile(`^(\[::\]|0\.0\.0\.0):`).ReplaceAllString(addr, "localhost:")
-	if https {
-		return fmt.Sprintf(`curl -k -d "{\"code\":\"%s\"}" https://%s/openid`, mockCode, addr)
+	curl, appID := `curl -d "{\"code\":\"%s\"%s}" http://%s/openid`, ""
+	if c.tlsCert != "" {
+		curl = `curl -k -d "{\"code\":\"%s\"%s}" https://%s/openid`
 	}
-	return fmt.Sprintf(`curl -d "{\"code\":\"%s\"}" http://%s/openid`, mockCode, addr)
+	if len(c.appIDs) > 1 {
+		appID = fmt.Sprintf(`,\"appid\":\"%s\"`, c.appIDs[0])
+	}
+	return fmt.Sprintf(curl, mockCode, appID, addr)
 }
 
 func newServer(c config, h http.Handler, l *listener, logger *slog.Logger) *http.Server {
@@ -153,7 +157,6 @@ type certificate struct {
 	certFile, keyFile string
 	log               *slog.Logger
 	pair              atomic.Pointer[tls.Certificate]
-	warned            map[string]bool // the warnings that hold
 }
 
 // newCertificate returns the certificate for HTTPS, or nil for plain HTTP. Its error is for a person.
@@ -161,29 +164,35 @@ func newCertificate(c config, log *slog.Logger) (*certificate, error) {
 	if c.tlsCert == "" {
 		return nil, nil
 	}
-	cert := &certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: log, warned: make(map[string]bool)}
+	cert := &certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: log}
 	if err := cert.load(); err != nil {
 		return nil, err
 	}
-	cert.warn()
+	if warning := cert.warning(); warning != "" {
+		log.Warn(warning)
+	}
 	return cert, nil
 }
 
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.pair.Load(), nil }
 
-// follow loads the files again and again, until ctx is done. While they are bad, the old certificate stays in use.
+// follow loads the files again and again, until ctx is done. While they are bad, the old certificate stays in use. What
+// there is to say is logged when it changes.
 func (c *certificate) follow(ctx context.Context) {
-	for logged := ""; ctx.Err() == nil; {
-		time.Sleep(certInterval)
-		text := ""
-		if err := c.load(); err != nil {
+	for said := c.warning(); ctx.Err() == nil; time.Sleep(certInterval) {
+		err := c.load()
+		text := c.warning()
+		if err != nil {
 			text = err.Error()
 		}
-		if text != "" && text != logged {
+		switch {
+		case text == said || text == "":
+		case err != nil:
 			c.log.Error("the old certificate stays in use", "cause", text)
+		default:
+			c.log.Warn(text)
 		}
-		logged = text
-		c.warn()
+		said = text
 	}
 }
 
@@ -191,32 +200,32 @@ func (c *certificate) load() error {
 	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
 	pathErr, unread := errors.AsType[*os.PathError](err)
 	switch {
-	case unread && pathErr.Path == c.keyFile:
-		return fmt.Errorf("TLS_KEY cannot be read (%w): name a PEM file that this user may read", pathErr.Err)
-	case unread:
+	case unread && pathErr.Path == c.certFile:
 		return fmt.Errorf("TLS_CERT cannot be read (%w): name a PEM file that this user may read", pathErr.Err)
+	case unread:
+		return fmt.Errorf("TLS_KEY cannot be read (%w): name a PEM file that this user may read", pathErr.Err)
 	case err != nil:
 		return fmt.Errorf("TLS_CERT and TLS_KEY cannot be used (%w): use PEM files, leaf first, without password", err)
+	}
+	if pair.Leaf == nil { // by GODEBUG=x509keypairleaf=0
+		pair.Leaf, _ = x509.ParseCertificate(pair.Certificate[0]) // which LoadX509KeyPair has parsed, too
 	}
 	c.pair.Store(&pair)
 	return nil
 }
 
-// warn warns of a certificate that phones refuse or soon will.
-func (c *certificate) warn() {
+// warning says why phones refuse the certificate or soon will, or nothing. The first that holds is said.
+func (c *certificate) warning() string {
 	chain, leaf := c.pair.Load().Certificate, c.pair.Load().Leaf
 	left, life := time.Until(leaf.NotAfter), leaf.NotAfter.Sub(leaf.NotBefore)
 	end := leaf.NotAfter.UTC().Format(time.DateTime) + " UTC"
-	c.warnIf(len(chain) == 1 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject),
-		"TLS_CERT has no intermediate certificate, so phones refuse it: use the full chain")
-	c.warnIf(left <= 0, "the certificate in TLS_CERT expired on "+end+", so phones refuse it: renew it")
-	c.warnIf(left > 0 && left < min(7*24*time.Hour, life/3), "the certificate in TLS_CERT expires on "+end+": renew it")
-}
-
-// warnIf logs a warning when it begins to hold.
-func (c *certificate) warnIf(holds bool, warning string) {
-	if holds && !c.warned[warning] {
-		c.log.Warn(warning)
+	switch {
+	case left <= 0:
+		return "the certificate in TLS_CERT expired on " + end + ", so phones refuse it: renew it"
+	case len(chain) == 1 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject):
+		return "TLS_CERT has no intermediate certificate, so phones refuse it: use the full chain"
+	case left < min(7*24*time.Hour, life/3):
+		return "the certificate in TLS_CERT expires on " + end + ": renew it"
 	}
-	c.warned[warning] = holds
+	return ""
 }

@@ -130,7 +130,7 @@ openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=127.0.0.1 -addext subjectAlt
 manifest=deploy/kubernetes.yaml
 case $program in
   bench) measure bench "$@" ;;
-  cold) measure burst "$@"; if limit cpu 10000; then measure starved "$@"; fi ;; # µs of each 100,000
+  cold) measure burst "$@"; if limit cpu 20000; then measure starved "$@"; fi ;; # µs of each 100,000
   flood)
     export $(sed -nE 's/.*\{name: (GOMEMLIMIT|MAX_[A-Z]+), value: "?([0-9A-Za-z]+).*/\1=\2/p' "$manifest")
     memory=$(sed -n 's/.*limits: {.*memory: \([0-9]*\)Mi.*/\1/p' "$manifest")
