@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -12,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -26,27 +26,26 @@ func TestExamples(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "backend.exe")
 	must(exec.Command("go", "build", "-o", program, "examples/backend.go").Output())
 	for _, example := range []struct {
-		file       string
-		ready, run []string // commands: if the first fails, the runtime is missing; ADDRESS is host and port
+		file, runtime, args string
+		probe               []string // a command that fails where the runtime is missing or too small
 	}{
-		{file: "backend.js", ready: []string{"node", "-e", "fetch"}, run: []string{"node", "examples/backend.js"}},
-		{file: "Backend.java", ready: []string{"javac", "--version"}, run: []string{"java", "examples/Backend.java"}},
-		{file: "backend.py", ready: []string{"python3", "--version"}, run: []string{"python3", "examples/backend.py"}},
-		{file: "backend.php", ready: []string{"php", "-r", "curl_version();"},
-			run: []string{"php", "-S", "ADDRESS", "examples/backend.php"}},
-		{file: "backend.go", ready: []string{"go", "version"}, run: []string{program}},
+		{file: "backend.js", runtime: "node", args: "examples/backend.js", probe: []string{"node", "-e", "fetch"}},
+		{file: "Backend.java", runtime: "java", args: "examples/Backend.java", probe: []string{"javac", "--version"}},
+		{file: "backend.py", runtime: "python3", args: "examples/backend.py", probe: []string{"python3", "--version"}},
+		{file: "backend.php", runtime: "php", args: "-S ADDRESS examples/backend.php", probe: []string{"php", "-r", "curl_version();"}},
+		{file: "backend.go", runtime: program, probe: []string{"go", "version"}},
 	} {
 		t.Run(example.file, func(t *testing.T) {
 			t.Parallel()
-			if text, err := exec.Command(example.ready[0], example.ready[1:]...).CombinedOutput(); err != nil {
-				t.Skipf("%s: %v\n%s", strings.Join(example.ready, " "), err, text)
+			if text, err := exec.Command(example.probe[0], example.probe[1:]...).CombinedOutput(); err != nil {
+				t.Skipf("%s: %v\n%s", strings.Join(example.probe, " "), err, text)
 			}
-			testExample(t, example.run)
+			testExample(t, example.runtime, example.args)
 		})
 	}
 }
 
-func testExample(t *testing.T, command []string) {
+func testExample(t *testing.T, runtime, args string) {
 	service := startProgram(t, credentials(), "-sandbox")
 	proxy := httputil.NewSingleHostReverseProxy(must(url.Parse(service.url)))
 	replies := map[string]string{ // by request id: what something before the service says
@@ -63,12 +62,13 @@ func testExample(t *testing.T, command []string) {
 			proxy.ServeHTTP(w, r)
 			return
 		}
+		io.Copy(io.Discard, r.Body) // unread bytes would reset the connection
 		conn, _, _ := http.NewResponseController(w).Hijack()
 		io.WriteString(conn, reply)
 		conn.Close()
 	}))
 	t.Cleanup(wxopenid.Close)
-	backEnd, stop := startExample(t, command, wxopenid.URL)
+	backEnd, stop := startExample(t, runtime, args, wxopenid.URL)
 	const unreachable = `{"error":"wxopenid_unreachable"}`
 	const missing = `{"error":"invalid_request"}`
 	tests := []struct {
@@ -132,18 +132,13 @@ func testExample(t *testing.T, command []string) {
 }
 
 // startExample starts a back end, with a proxy in its environment that is dead. stop kills it and returns its log.
-func startExample(t *testing.T, command []string, wxopenid string) (url string, stop func() string) {
-	listener := must(net.Listen("tcp", "127.0.0.1:0"))
-	address := listener.Addr().String()
-	listener.Close()
-	command = slices.Clone(command)
-	for i, word := range command {
-		command[i] = strings.Replace(word, "ADDRESS", address, 1)
-	}
+func startExample(t *testing.T, runtime, args, wxopenid string) (url string, stop func() string) {
+	port := strconv.Itoa(10000 + rand.IntN(20000)) // none that the system gives to a connection meanwhile
+	address := "127.0.0.1:" + port
 	var log bytes.Buffer
-	cmd := exec.Command(command[0], command[1:]...)
+	cmd := exec.Command(runtime, strings.Fields(strings.ReplaceAll(args, "ADDRESS", address))...)
 	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.Env = append(os.Environ(), "PORT="+strings.TrimPrefix(address, "127.0.0.1:"), "WXOPENID_URL="+wxopenid,
+	cmd.Env = append(os.Environ(), "PORT="+port, "WXOPENID_URL="+wxopenid,
 		"http_proxy="+nobody, "HTTP_PROXY="+nobody, "ALL_PROXY="+nobody, "PYTHONUNBUFFERED=")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -156,7 +151,7 @@ func startExample(t *testing.T, command []string, wxopenid string) (url string, 
 			return "http://" + address, stop
 		}
 	}
-	t.Fatalf("%s does not listen:\n%s", command, stop())
+	t.Fatalf("%s does not listen:\n%s", runtime, stop())
 	return "", nil
 }
 
