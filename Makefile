@@ -2,7 +2,7 @@
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 MINIPROGRAM = -p typescript@5.9.3 -p miniprogram-api-typings@5.2.3 -p miniprogram-compiler@0.2.3
-OPENAPI = -p @redocly/cli@1.34.21 -p @seriousme/openapi-schema-validator@2.11.0
+OPENAPI = -p @redocly/cli@1.34.15 -p @seriousme/openapi-schema-validator@2.11.0
 FUZZTIME = 2m
 
 .SILENT:
