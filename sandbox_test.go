@@ -55,6 +55,8 @@ func TestSandboxAsWeChat(t *testing.T) {
 		same(t, got, []any{isUser, ridPattern.MatchString(got.ErrMsg)}, []any{test.errcode == 0, test.errcode != 0})
 		openIDs[got.OpenID], unionIDs[got.UnionID] = true, true
 	}
+	page := must(http.Get(p.url + "/sns/jscode2session?" + first + grant + "sandbox:status=503"))
+	same(t, "page", []any{page.StatusCode, page.Header.Get("Content-Type")}, []any{503, "text/html"})
 	same(t, "openids, one of each AppID and none", len(openIDs), 3)
 	same(t, "unionids, one of both and none", len(unionIDs), 2)
 }
