@@ -168,8 +168,8 @@ func TestFailures(t *testing.T) {
 		40226: {said: "403 user_blocked: ", cause: "high-risk: WeChat's support"},
 		45011: {said: "429 rate_limited: ", retryAfter: "60", cause: "limits the calls of a minute: in a minute"},
 		40013: {said: "500 misconfigured: ", cause: "does not know the AppID: copy it again " + console},
-		40125: {said: "500 misconfigured: ", cause: "copy it again where it is kept, not show again. lost, reset ends " +
-			"the old one everywhere. WX_APPSECRET_FILE restart " + console},
+		40125: {said: "500 misconfigured: ", cause: "copy it again where it is kept, not show again. lost, reset " +
+			"ends the old one everywhere. WX_APPSECRET_FILE restart " + console},
 		40164: {said: "500 misconfigured: ", cause: "IP白名单 (the allowlist) its range takes minutes; WeChat saw the " +
 			"address 203.0.113.7 " + console},
 		40243: {said: "500 misconfigured: ", cause: "frozen: unfreeze takes ten minutes " + console},
@@ -402,7 +402,8 @@ func TestAppIDs(t *testing.T) {
 
 func TestRequestID(t *testing.T) {
 	p, long := startService(t, echo), strings.Repeat("x", 128)
-	for id, kept := range map[string]bool{"7F:A_#1!~": true, long: true, long + "x": false, "": false, "a b": false, "é": false} {
+	for id, kept := range map[string]bool{"7F:_#!~": true, long: true, long + "x": false, "": false, "a b": false,
+		"é": false} {
 		first := post(t, p.url+"/openid", "", "X-Request-Id", id).header.Get("X-Request-Id")
 		again := post(t, p.url+"/openid", "", "X-Request-Id", id).header.Get("X-Request-Id")
 		same(t, id, []any{first == id, first == again}, []any{kept, kept})
@@ -417,12 +418,12 @@ func TestPaths(t *testing.T) {
 	}
 	for line, want := range map[string]string{ // status and error, Allow, the path in the log
 		"GET /healthz": `200 {"status":"ok"}`, "HEAD /healthz": "200 ", // without a line in the log
-		"POST /healthz":                       "405 method_not_allowed: /healthz takes GET and HEAD only: use GET. GET, HEAD /healthz",
+		"POST /healthz":                       "405 method_not_allowed: /healthz takes GET and …. GET, HEAD /healthz",
 		"GET /openid":                         "405 method_not_allowed: /openid takes POST only: … POST /openid",
 		"OPTIONS /openid":                     "405 method_not_allowed: /openid takes POST only: … POST /openid",
 		"POST /openid?code=x":                 "400 invalid_request: …  /openid",
 		"POST /%6fpenid":                      "400 invalid_request: …  /openid",
-		"GET /":                               "404 not_found: There is nothing here: use POST /openid, or GET /healthz.  (other)",
+		"GET /":                               "404 not_found: There is nothing here: use POST /openid, or …  (other)",
 		"POST //openid":                       "404 not_found: …  (other)",
 		"POST /openid/0a1B2c3D":               "404 not_found: …  (other)",
 		"POST /openid%2F":                     "404 not_found: …  (other)",
@@ -461,8 +462,8 @@ func TestCallerGone(t *testing.T) {
 		conn := sendRaw(t, p, halfBody+`{"code":"s"}`)
 		<-asked
 		full := post(t, p.url+"/openid", `{"code":"x"}`)
-		same(t, "full", full.said()+full.header.Get("Retry-After"), "503 overloaded: The service is full: send this code again in "+
-			"1 s.1")
+		same(t, "full", full.said()+full.header.Get("Retry-After"), "503 overloaded: The service is full: send "+
+			"this code again in 1 s.1")
 		same(t, "full", checkLog(t, p, full)["cause"], "MAX_INFLIGHT is reached: raise it, or add an instance")
 		must(0, gone(conn))
 		<-left
@@ -478,8 +479,8 @@ func TestCallerGone(t *testing.T) {
 
 // FuzzRequest sends any body. WeChat is asked with the code that encoding/json finds, or not at all.
 func FuzzRequest(f *testing.F) {
-	for _, body := range []string{`{"\u0063ode":" ~\"\u0041"}`, `{"code":"x"} x`, `{"code":1}`, "\ufeff{}", "{\"code\":\"\x80\"}",
-		`{"code":"x"}` + strings.Repeat(" ", 4085), `{"code":"a&secret=b#c"}`, `{"appid":"touristappid","code":"x","n":[{}]}`} {
+	for _, body := range []string{`{"\u0063ode":" ~\"\u0041"}`, `{"code":"x"} x`, `{"code":1}`, "\ufeff{}",
+		"{\"code\":\"\x80\"}", `{"code":"x"}` + strings.Repeat(" ", 4085), `{"appid":"touristappid","code":"a&b=#"}`} {
 		f.Add([]byte(body))
 	}
 	var asked []string
