@@ -2,217 +2,264 @@ package main
 
 import (
 	"fmt"
+	"net/http"
+	"net/url"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
-func TestSettings(t *testing.T) {
-	t.Parallel()
-	secretFile := filepath.Join(t.TempDir(), "应用 密钥")
-	writeFile(t, secretFile, "\n\t "+testSecret+" \r\n\n")
-	empty := credentials("ADDR", "", "WX_APPSECRET_FILE", "", "WX_BASE_URL", "", "WX_TIMEOUT", "", "MAX_INFLIGHT", "", "MAX_CONNS", "",
-		"TLS_CERT", "", "TLS_KEY", "")
-	nothing := func(*config) {}
-	tests := []struct {
-		name    string
-		env     map[string]string
-		sandbox bool
-		differs func(*config) // from the defaults
-		urls    string        // or the default
-	}{
-		{name: "defaults", env: credentials(), differs: nothing},
-		{name: "empty is not set", env: empty, differs: nothing},
-		{name: "AppSecret in a file", env: credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", secretFile),
-			differs: nothing},
-		{name: "odd AppSecret", env: credentials("WX_APPSECRET", `a"b'&=+%#?`),
-			differs: func(c *config) { c.appSecret = `a"b'&=+%#?` }},
-		{name: "IPv6", env: credentials("ADDR", "[::1]:65535"), differs: func(c *config) { c.addr = "[::1]:65535" }},
-		{name: "timeout", env: credentials("WX_TIMEOUT", "1m30s"),
-			differs: func(c *config) { c.timeout = 90 * time.Second }},
-		{name: "one at a time", env: credentials("MAX_INFLIGHT", "1", "MAX_CONNS", "1"),
-			differs: func(c *config) { c.maxInflight, c.maxConns = 1, 1 }},
-		{name: "HTTPS", env: credentials("TLS_CERT", "证书 1.pem", "TLS_KEY", "k.pem"),
-			differs: func(c *config) { c.tlsCert, c.tlsKey = "证书 1.pem", "k.pem" }},
-		{name: "prefixes", env: credentials("WX_BASE_URL", "https://x:8443/wx/,https://[2001:db8::1]/a/b,HTTPS://x"), differs: nothing,
-			urls: "[https://x:8443/wx/ https://[2001:db8::1]/a/b https://x]"},
-		{name: "sandbox", env: credentials("WX_BASE_URL", "not one"), sandbox: true, urls: "[]",
-			differs: func(c *config) { c.addr, c.sandbox = "127.0.0.1:2020", true }},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			got := must(loadConfig(func(name string) string { return test.env[name] }, test.sandbox))
-			if test.urls == "" {
-				test.urls = "[https://api.weixin.qq.com https://api2.weixin.qq.com]"
-			}
-			if urls := fmt.Sprint(got.baseURLs); urls != test.urls {
-				t.Errorf("got base URLs %s, want %s", urls, test.urls)
-			}
-			want := config{appID: testAppID, appSecret: testSecret, addr: ":2020", timeout: 5 * time.Second, maxInflight: 1024,
-				maxConns: 10_000}
-			test.differs(&want)
-			got.baseURLs, got.warnings = nil, nil // TestWarnings has the warnings
-			if fmt.Sprint(got) != fmt.Sprint(want) {
-				t.Errorf("got %+v, want %+v", got, want)
-			}
-		})
-	}
-}
-
-func TestSandboxMakesUpCredentials(t *testing.T) {
-	t.Parallel()
-	none := func(string) string { return "" }
-	one, err := loadConfig(none, true)
-	other, _ := loadConfig(none, true)
-	if err != nil || one.appID == "" || one.appSecret == "" || one.appSecret == other.appSecret || len(one.warnings) > 0 {
-		t.Errorf("got %+v, then %+v, error %v, want an AppID and an AppSecret of its own each time", one, other, err)
-	}
-}
-
-// TestBadSettings has rows of one bad setting each. Their values hold "hunter2", which is never to be printed.
-func TestBadSettings(t *testing.T) {
-	t.Parallel()
-	dir, files := t.TempDir(), 0
-	inFile := func(content string) map[string]string {
-		files++
-		path := filepath.Join(dir, fmt.Sprint("hunter2-", files))
-		writeFile(t, path, content)
-		return credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", path)
-	}
-	set := func(name, value string) map[string]string { return credentials(name, value) }
-	tests := []struct {
-		env  map[string]string
-		line string // its beginning, or all of it
-	}{
-		{env: set("WX_APPID", ""), line: "WX_APPID is not set: set it to the mini program's AppID (mp.weixin.qq.com, "},
-		{env: set("WX_APPSECRET", ""), line: "WX_APPSECRET is not set: set it, or WX_APPSECRET_FILE to a file that " +
-			"holds it, or try it with -sandbox, which needs neither AppID nor AppSecret"},
-		{env: set("WX_APPID", "你的AppID"), line: "WX_APPID is not plain ASCII text: replace a placeholder by"},
-		{env: set("ADDR", "：2020"), line: "ADDR is not plain ASCII text: replace a placeholder by the real value, " +
-			"and full-width punctuation (：，) by : and ,"},
-		{env: set("WX_APPID", "hunter2 "), line: "WX_APPID holds white space"},
-		{env: set("WX_APPSECRET", "hunter2\u00a0x"), line: "WX_APPSECRET holds white space"},
-		{env: set("WX_APPSECRET", "hunter2\x7f"), line: "WX_APPSECRET is not plain ASCII"},
-		{env: set("WX_APPSECRET", "\"hunter2\"\r"), line: "WX_APPSECRET ends in a Windows line end (CR): save"},
-		{env: set("WX_APPID", "hunter2\r\n"), line: "WX_APPID ends in a Windows line end"},
-		{env: set("TLS_CERT", "hunter2\r"), line: "TLS_CERT ends in a Windows line end"},
-		{env: set("WX_TIMEOUT", "\r"), line: "WX_TIMEOUT ends in a Windows line end"},
-		{env: set("HTTPS_PROXY", "http://hunter2:8080\r"), line: "HTTPS_PROXY ends in a Windows line end"},
-		{env: set("WX_APPSECRET", `"hunter2"`), line: "WX_APPSECRET has quotes around it: remove them"},
-		{env: set("WX_APPID", "“hunter2”"), line: "WX_APPID has quotes"},
-		{env: set("TLS_KEY", `'hunter2'`), line: "TLS_KEY has quotes"},
-		{env: set("WX_APPSECRET_FILE", "hunter2"), line: "WX_APPSECRET and WX_APPSECRET_FILE are both set: remove"},
-		{env: credentials("WX_APPSECRET", "", "WX_APPSECRET_FILE", "hunter2"),
-			line: "WX_APPSECRET_FILE cannot be read ("},
-		{env: inFile("\n"), line: "WX_APPSECRET_FILE names a file that is empty: put"},
-		{env: inFile("\"hunter2\"\n"), line: "WX_APPSECRET_FILE names a file whose content has quotes"},
-		{env: inFile("\ufeffhunter2"), line: "WX_APPSECRET_FILE names a file that begins with a byte order mark"},
-		{env: inFile("\xff\xfeh\x00u\x00"),
-			line: "WX_APPSECRET_FILE names a file in UTF-16: save it as UTF-8 without BOM"},
-		{env: inFile("\xfe\xff\x00h\x00u"), line: "WX_APPSECRET_FILE names a file in UTF-16"},
-		{env: inFile("h\x00u\x00"), line: "WX_APPSECRET_FILE names a file in UTF-16"},
-		{env: inFile("WX_APPSECRET=hunter2\n"), line: "WX_APPSECRET_FILE names a file with more than the AppSecret"},
-		{env: set("ADDR", "hunter2"), line: "ADDR is not a listen address: write host:port or :port"},
-		{env: set("ADDR", ":hunter2"), line: "ADDR is not a listen address"},
-		{env: set("ADDR", "hunter2:65536"), line: "ADDR has a port that does not exist: the port has to be 0 to 65535"},
-		{env: set("WX_BASE_URL", "https://x,https://hunter2/sns/jscode2session/"),
-			line: "WX_BASE_URL holds the path of the API: leave /sns/jscode2session out, since wxopenid adds it"},
-		{env: set("WX_BASE_URL", "hunter2"), line: "WX_BASE_URL is not a list of base URLs: write https://host"},
-		{env: set("WX_BASE_URL", "ftp://hunter2"), line: "WX_BASE_URL is not a list of base URLs"},
-		{env: set("WX_BASE_URL", "https://:443/hunter2"), line: "WX_BASE_URL is not a list of base URLs"},
-		{env: set("WX_BASE_URL", "https://x:hunter2@x"), line: "WX_BASE_URL is not a list of base URLs"},
-		{env: set("WX_BASE_URL", "https://hunter2?x"), line: "WX_BASE_URL is not a list of base URLs"},
-		{env: set("WX_BASE_URL", "https://hunter2:x"), line: "WX_BASE_URL is not a list of base URLs"},
-		{env: set("WX_BASE_URL", "https://hunter2,"), line: "WX_BASE_URL is not a list of base URLs"},
-		{env: set("WX_TIMEOUT", "5"), line: "WX_TIMEOUT has no unit: write 5s or 800ms"},
-		{env: set("WX_TIMEOUT", "-5s"), line: "WX_TIMEOUT is not above zero: write 5s"},
-		{env: set("WX_TIMEOUT", "hunter2"), line: "WX_TIMEOUT is not a time: write 5s"},
-		{env: set("WX_TIMEOUT", "5sec"), line: "WX_TIMEOUT has an unknown unit: write 5s or 800ms"},
-		{env: set("MAX_INFLIGHT", "0"),
-			line: "MAX_INFLIGHT is not a whole number above zero: write digits only, as in 1024"},
-		{env: set("MAX_CONNS", "10_000"), line: "MAX_CONNS is not a whole number above zero: write digits only"},
-		{env: set("HTTPS_PROXY", "http://u:hunter2%@x:80"), line: "HTTPS_PROXY is not the URL of a proxy: write http://host:port " +
-			"or socks5://host:port, and %25 for % in a password"},
-		{env: set("HTTPS_PROXY", ":7890x"), line: "HTTPS_PROXY is not the URL of a proxy"},
-		{env: credentials("HTTPS_PROXY", "socks4://hunter2", "NO_PROXY", ".x,x:80,y", "WX_BASE_URL", "https://x"),
-			line: "HTTPS_PROXY is not the URL of a proxy"},
-		{env: set("HTTPS_PROXY", "hunter2:70000"), line: "HTTPS_PROXY is not the URL of a proxy"},
-		{env: set("https_proxy", "http:/hunter2"), line: "https_proxy is not the URL of a proxy"},
-		{env: set("HTTPS_PROXY", "socks4://hunter2:1"), line: "HTTPS_PROXY is not the URL of a proxy"},
-		{env: credentials("WX_BASE_URL", "http://192.0.2.1", "HTTP_PROXY", "socks://hunter2:1"),
-			line: "HTTP_PROXY is not the URL of a proxy"},
-		{env: set("TLS_CERT", "hunter2"),
-			line: "TLS_CERT and TLS_KEY belong together: set both to serve HTTPS, or neither"},
-	}
-	for _, test := range tests {
-		t.Run(test.line, func(t *testing.T) {
-			t.Parallel()
-			lines := badSettings(t, test.env)
-			if !strings.HasPrefix(lines[0], test.line) || len(lines) != 1 {
-				t.Errorf("got %q, want one line %q", lines, test.line)
-			}
-		})
-	}
-	t.Run("all at once", func(t *testing.T) {
-		t.Parallel()
-		names := []string{"WX_APPID", "WX_APPSECRET", "ADDR", "WX_TIMEOUT", "MAX_INFLIGHT", "MAX_CONNS", "TLS_CERT", "WX_BASE_URL"}
-		env := make(map[string]string)
-		for _, name := range names {
-			env[name] = "hunter2 \x01"
-		}
-		checkWords(t, "standard error", strings.Join(badSettings(t, env), "\n"), strings.Join(names, " "))
-	})
-}
-
-// badSettings returns the lines that the program prints of env, which hold no value.
-func badSettings(t *testing.T, env map[string]string) []string {
+// load loads settings, NAME=value|NAME=value, over those of two AppIDs. FILE is the content of WX_APPSECRET_FILE.
+func load(t *testing.T, settings string, sandbox bool) (config, string) {
 	t.Helper()
-	stdout, stderr := runToEnd(t, 2, env)
-	checkWords(t, "standard output", stdout, "")
-	for _, value := range []string{"hunter2", "你的", testSecret, testAppID, "/tmp"} {
-		if strings.Contains(stderr, value) {
-			t.Errorf("got %q, want no value in it", stderr)
+	env := several()
+	for setting := range strings.SplitSeq(settings, "|") {
+		name, value, _ := strings.Cut(setting, "=")
+		if name == "FILE" {
+			file := filepath.Join(t.TempDir(), "hunter2 密钥")
+			writeFile(file, value)
+			name, value, env["WX_APPSECRET"] = "WX_APPSECRET_FILE", file, ""
 		}
+		env[name] = value
 	}
-	return strings.Split(strings.TrimSpace(stderr), "\n")
+	c, err := loadConfig(func(name string) string { return env[name] }, sandbox)
+	return c, strings.TrimPrefix(fmt.Sprint(err), "<nil>")
 }
 
-// TestWarnings has odd settings with which the program starts.
-func TestWarnings(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name  string
-		env   map[string]string
-		words string // of the one warning, or nothing
-	}{
-		{name: "AppID with capitals", env: credentials("WX_APPID", "wx0123456789ABCDEF"),
-			words: "WX_APPID wx mp.weixin.qq.com"},
-		{name: "AppSecret with capitals", env: credentials("WX_APPSECRET", "0123456789ABCDEF"),
-			words: "AppSecret 32 mp.weixin.qq.com"},
-		{name: "loopback", env: credentials("WX_BASE_URL", "http://127.0.0.1:1,http://localhost:1,http://[::1]:1", "HTTP_PROXY", "x:y")},
-		{name: "plain HTTP", env: credentials("WX_BASE_URL", "https://192.0.2.1,http://192.0.2.2:80/wx"),
-			words: "unencrypted 192.0.2.2:80 https"},
-		{name: "name like loopback", env: credentials("WX_BASE_URL", "http://127.0.0.1.example"),
-			words: "unencrypted 127.0.0.1.example"},
-		{name: "ALL_PROXY", env: credentials("all_proxy", "socks5://127.0.0.1:1"), words: "ALL_PROXY HTTPS_PROXY"},
-		{name: "ALL_PROXY and NO_PROXY", env: credentials("ALL_PROXY", "x", "NO_PROXY", "example.com")},
-		{name: "proxy without scheme", env: credentials("HTTPS_PROXY", "127.0.0.1:7890")},
-		{name: "proxy that is not used", env: credentials("HTTP_PROXY", "socks4://x")},
-		{name: "proxy for no base URL",
-			env: credentials("HTTPS_PROXY", "socks4://x", "no_proxy", "example.com, *.QQ.com:443")},
-		{name: "proxy for nothing", env: credentials("HTTPS_PROXY", "socks4://x", "NO_PROXY", "*")},
+func urls(list string) (urls []*url.URL) {
+	for text := range strings.SplitSeq(list, ",") {
+		urls = append(urls, must(url.Parse(text)))
 	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			p := startProgram(t, test.env)
-			p.stop()
-			checkWords(t, "the log", strings.Join(p.log.warnings(), "\n"), test.words)
-			if strings.Contains(p.log.String(), "ABCDEF") {
-				t.Errorf("got log\n%s\nwant no value in it", p.log)
+	return urls
+}
+
+func TestSettings(t *testing.T) {
+	swapped := func(c *config) { c.appSecrets = []string{otherSecret, testSecret} }
+	for settings, differs := range map[string]func(*config){ // from the defaults
+		strings.Join(settingNames[2:], "=|") + "=": func(*config) {},
+
+		"WX_APPSECRET=" + otherSecret + " , " + testSecret:                  swapped,
+		"FILE=\ufeff\t" + otherSecret + "\r\n \n\ufeff" + testSecret + "\n": swapped,
+		"FILE=" + otherSecret + ", " + testSecret:                           swapped,
+
+		"ADDR=[::1]:65535":             func(c *config) { c.addr = "[::1]:65535" },
+		"WX_TIMEOUT=60m":               func(c *config) { c.timeout = time.Hour },
+		"MAX_INFLIGHT=1|MAX_CONNS=2":   func(c *config) { c.maxInflight, c.maxConns = 1, 2 },
+		"TLS_CERT=证\u3000 1|TLS_KEY=k": func(c *config) { c.tlsCert, c.tlsKey = "证\u3000 1", "k" },
+
+		"WX_BASE_URL=https://x:8443/wx/ , https://[2001:db8::1]/a/b,HTTPS://x": func(c *config) {
+			c.baseURLs = urls("https://x:8443/wx/,https://[2001:db8::1]/a/b,https://x")
+		},
+		"WX_BASE_URL=not one|HTTPS_PROXY=not one": func(c *config) {
+			c.sandbox, c.addr, c.baseURLs = true, "127.0.0.1:2020", nil
+		},
+	} {
+		want := config{appIDs: []string{testAppID, otherAppID}, appSecrets: []string{testSecret, otherSecret},
+			addr: ":2020", baseURLs: urls(wechatURLs), timeout: 5 * time.Second, maxInflight: 1024, maxConns: 10_000}
+		differs(&want)
+		got, problems := load(t, settings, want.sandbox)
+		same(t, settings, []any{got, problems}, []any{want, ""})
+	}
+}
+
+// TestOddSettings has what is said, behind the variable, and settings of which the last is bad, or gives a warning. The
+// values hold "hunter2", which is never to be printed.
+func TestOddSettings(t *testing.T) {
+	for text, list := range map[string][]string{
+		"is not set: set it, or WX_APPSECRET_FILE to a file that holds it, or try it with -sandbox…": {"WX_APPSECRET="},
+
+		"and WX_APPSECRET_FILE are both set: remove one of them": {"WX_APPSECRET_FILE=hunter2|WX_APPSECRET=hunter2"},
+
+		"is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) by…": {
+			"WX_APPID=你的AppID", "ADDR=：2020"},
+		"holds an invisible character: type it anew": {"WX_APPID=hunter2\u200bx", "WX_APPSECRET=\ufeffhunter2",
+			"ADDR=:1\u00a0", "TLS_KEY=x|TLS_CERT=hunter2\x7f"},
+		"has a comment behind it: put the comment on a line of its own": {"WX_APPID=hunter2 # my app, x",
+			"WX_TIMEOUT=5s\t#hunter2"},
+		"holds ${…}, which nothing has replaced: write the value itself": {"WX_APPSECRET=${hunter2}",
+			"TLS_KEY=x|TLS_CERT=${hunter2}"},
+		"holds white space, a space or a line break: remove it": {"WX_APPID=hunter2 x", "ADDR=hunter2\n:1"},
+		"ends in a Windows line end (CR): save the file that it comes from with LF line ends": {"MAX_CONNS=\r",
+			"WX_APPSECRET=\"hunter2\"\r", "TLS_KEY=x|TLS_CERT=hunter2\r\n", "HTTPS_PROXY=http://hunter2:1\r"},
+		"has quotes around it: remove them": {`WX_APPSECRET="hunter2"`, "WX_APPID=“hunter2”", "ADDR=`hunter2`",
+			"TLS_KEY=x|TLS_CERT='hunter2'"},
+
+		"cannot be read (…): name a file that this user may read":          {"WX_APPSECRET=|WX_APPSECRET_FILE=hunter2"},
+		"names a file that is empty: put the AppSecret into it":            {"FILE= \r\n\n"},
+		"names a file that has quotes around it: remove them":              {"FILE=\"hunter2\"\n"},
+		"names a file that has an empty entry: write a value there, …":     {"FILE=hunter2,"},
+		"names a file in UTF-16: save it as UTF-8":                         {"FILE=\xff\xfeh\x00u\x00"},
+		"names a file with more than the AppSecret: the file has to hold…": {"FILE=WX_APPSECRET=hunter2\n"},
+
+		"holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), …": {"WX_APPID=hunter2, " + otherSecret},
+		"holds the same AppID twice: write each once":                        {"WX_APPID=hunter2 ,hunter2"},
+
+		"has another number of entries (1) than WX_APPID (2): write one AppSecret for each AppID, in the same order": {
+			"FILE=hunter2", "WX_APPSECRET=hunter2"},
+		"has an empty entry: write a value there, and no comma at the end": {"WX_APPID=a,,b", "WX_APPSECRET=hunter2, ",
+			"WX_BASE_URL=,https://hunter2"},
+
+		"is not a listen address: write host:port or :port, as in …":       {"ADDR=hunter2", "ADDR=:hunter2"},
+		"has a port that does not exist: the port has to be 0 to 65535":    {"ADDR=hunter2:65536"},
+		"has no unit: write 5s or 800ms":                                   {"WX_TIMEOUT=5"},
+		"is not a time: write 5s or 800ms":                                 {"WX_TIMEOUT=5sec", "WX_TIMEOUT=hunter2"},
+		"is not above zero and up to 1h: write 5s or 800ms":                {"WX_TIMEOUT=0s", "WX_TIMEOUT=1h1ns"},
+		"is not a whole number above zero: write digits only, as in 1024":  {"MAX_INFLIGHT=0"},
+		"is not a whole number above zero: write digits only, as in 10000": {"MAX_CONNS=10_000"},
+		"and TLS_KEY belong together: set both to serve HTTPS, or neither": {"TLS_CERT=x", "TLS_KEY=x|TLS_CERT="},
+
+		"holds the path of the API: leave /sns/jscode2session out, …":   {"WX_BASE_URL=https://x/sns/jscode2session"},
+		"has a port that does not exist: the port has to be 1 to 65535": {"WX_BASE_URL=https://hunter2:65536"},
+
+		"is not a list of base URLs: write https://host or https://host/prefix, with commas": {"WX_BASE_URL=hunter2",
+			"WX_BASE_URL=ftp://hunter2", "WX_BASE_URL=https://:443/hunter2", "WX_BASE_URL=https://x:hunter2@x",
+			"WX_BASE_URL=https://hunter2?x"},
+		"is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 for %, %23…": {
+			"HTTPS_PROXY=http://u:hunter2%@x:80", "HTTPS_PROXY=http://u:77#hunter2@x:80", "HTTPS_PROXY=:7890x",
+			"HTTPS_PROXY=http://u:77?hunter2@x:80", "HTTPS_PROXY=hunter2:", "HTTPS_PROXY=hunter2:70000",
+			"HTTPS_PROXY=socks4://hunter2:1", "https_proxy=http:/hunter2", "HTTPS_PROXY=http://hunter2:1/x",
+			"WX_BASE_URL=http://192.0.2.1|HTTP_PROXY=socks://hunter2:1"},
+
+		", number 2, does not look like an AppID (wx and 16 of 0-9a-f): copy it again from " + console + " (warning)": {
+			"WX_APPID=" + testAppID + ",wx0123456789ABCDEF"},
+		", number 2, does not look like an AppSecret (32 of 0-9a-f): copy it again (warning)": {
+			"FILE=" + testSecret + "\nhunter2", "WX_APPSECRET=" + testSecret + ",0123456789ABCDEF0123456789ABCDEF"},
+		" does not look like an AppSecret (32 of 0-9a-f): copy it again (warning)": {
+			"WX_APPID=" + testAppID + "|WX_APPSECRET=hunter2"},
+		": the AppSecret travels unencrypted to 127.0.0.1.x:80: write https (warning)": {
+			"WX_BASE_URL=http://127.0.0.1.x:80/a,https://x"},
+		" is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat … (warning)": {"all_proxy=x|ALL_PROXY="},
+		"": {"ALL_PROXY=x|https_proxy=socks5h://u:p@127.0.0.1:1/", "ALL_PROXY=x|HTTPS_PROXY=127.0.0.1:1|HTTP_PROXY=x:y",
+			"WX_BASE_URL=http://127.0.0.1,http://localhost:1,https://[::1]|HTTP_PROXY=x:y|HTTPS_PROXY=x:y"},
+	} {
+		for _, settings := range list {
+			name, _, _ := strings.Cut(settings[strings.LastIndex(settings, "|")+1:], "=")
+			c, got := load(t, settings, false)
+			for _, warning := range c.warnings {
+				if got == "" {
+					got = warning + " (warning)"
+				}
 			}
-		})
+			checkNoValue(t, got)
+			same(t, got, strings.Count(got, "\n"), 0)
+			switch {
+			case text == "":
+				same(t, settings, got, "")
+			case name == "FILE":
+				like(t, got, "WX_APPSECRET_FILE…"+text)
+			default:
+				like(t, got, name+"…"+text)
+			}
+		}
+	}
+}
+
+// checkNoValue wants no value of a setting in text.
+func checkNoValue(t *testing.T, text string) {
+	t.Helper()
+	for _, value := range []string{"hunter2", "你的", testSecret, otherSecret, testAppID, otherAppID, "/tmp"} {
+		same(t, text, strings.Contains(text, value), false)
+	}
+}
+
+func TestBadSettingsAllAtOnce(t *testing.T) {
+	env := make(map[string]string)
+	for _, name := range settingNames[:len(settingNames)-2] {
+		env[name] = "hunter2\x01"
+	}
+	stdout, stderr := runToEnd(t, 2, env)
+	checkNoValue(t, stderr)
+	same(t, stderr, []any{strings.Count(stderr, "\n"), stdout}, []any{len(env) - 1, ""}) // one AppSecret has two
+}
+
+// TestDotEnv has a file .env in a folder of its own, so it cannot run beside other tests.
+func TestDotEnv(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, name := range settingNames {
+		t.Setenv(name, "") // until the test ends, since that of a proxy is set
+	}
+	const bad = " is not written as NAME=value in line 2 of .env: write "
+	for _, test := range []struct {
+		content string
+		env     map[string]string
+		want    string // settings from the file, or what is wrong with it
+	}{
+		{content: "WX_APPID=wx1\n\n# ADDR=:2\n#ADDR: x\nADDR=:1", want: "WX_APPID=wx1 ADDR=:1"},
+		{content: " export  ADDR = :1\t\n\tSET WX_TIMEOUT\t=2s", want: "ADDR=:1 WX_TIMEOUT=2s"},
+		{content: "\ufeffADDR=:1\r\n\ufeffWX_TIMEOUT='2s'\r\n", want: "ADDR=:1 WX_TIMEOUT=2s"},
+		{content: "ADDR=':1'\nWX_TIMEOUT = \"2s\" \nNO_PROXY=\"'a'\"", want: "ADDR=:1 WX_TIMEOUT=2s NO_PROXY='a'"},
+		{content: "ADDR=\":1'", want: "ADDR=\":1'"},
+		{content: "ADDR=:1 # x\nWX_TIMEOUT=\"2s\" # \"x\"\nNO_PROXY='a #b'\nHTTP_PROXY=a#b\nMAX_CONNS= # 5",
+			want: "ADDR=:1 WX_TIMEOUT=2s HTTP_PROXY=a#b NO_PROXY=a #b"},
+		{content: `NO_PROXY=$HOME\n${X}`, want: `NO_PROXY=$HOME\n${X}`},
+		{content: "ADDR=:1\nADDR=:2\nWX_TIMEOUT=2s\nWX_TIMEOUT=", want: "ADDR=:2"},
+		{content: "https_proxy=a:1\nHttp_Proxy=b:1\nALL_PROXY=d:1", want: "HTTPS_PROXY=a:1 HTTP_PROXY=b:1"},
+		{content: "K=\"---\nM= ADDR: x\n---\"\nWX_APPIDS: x\nADDR.x: x\n{ADDR: 1}\naddr=:2\nADDR=:1", want: "ADDR=:1"},
+		{content: "ADDR=:1\nHTTPS_PROXY=a:1\nWX_TIMEOUT=2s", want: "WX_TIMEOUT=2s",
+			env: map[string]string{"ADDR": ":2", "https_proxy": "b:1", "WX_TIMEOUT": ""}},
+		{content: "ADDR: x\nWX_BASE_URL=x\nHTTPS_PROXY=x", env: credentials()},
+		{content: "X: 1\nMAX_CONNS: hunter2", want: "MAX_CONNS" + bad + "MAX_CONNS= and the value"},
+		{content: "KEY=\"---\nexport http_proxy hunter2", want: "HTTP_PROXY" + bad + "HTTP_PROXY= and the value"},
+		{content: "\xff\xfeA\x00D\x00D\x00R\x00", want: ".env is in UTF-16: save it as UTF-8"},
+	} {
+		writeFile(".env", test.content)
+		s, got := newSettings(func(name string) string { return test.env[name] }), []string(nil)
+		for _, name := range settingNames {
+			same(t, name, slices.Contains(s.fromFile, name), s.file[name] != "")
+			if s.file[name] != "" {
+				got = append(got, name+"="+s.get(name))
+			}
+		}
+		for _, err := range s.problems {
+			got = append(got, err.Error())
+		}
+		same(t, test.content, strings.Join(got, " "), test.want)
+	}
+}
+
+// TestNoDotEnv has no such file, then one with another name, then one that cannot be read.
+func TestNoDotEnv(t *testing.T) {
+	t.Chdir(t.TempDir())
+	none := map[string]string{"WX_APPID": ""}
+	p := startProgram(t, none, "-sandbox") // where all is made up
+	same(t, "status", post(t, p.url+"/openid", `{"code":"x"}`).status, 200)
+	same(t, p.log.String(), strings.Count(p.log.String(), `"level":"WARN"`), 1) // that it is a sandbox
+	for _, what := range []string{"set it to the mini program's AppID (" + console + "), in the environment or in .env",
+		"rename .env.txt to .env, the only name that is read"} {
+		_, stderr := runToEnd(t, 2, none)
+		like(t, stderr, "WX_APPID is not set: "+what+", or try it with -sandbox, which needs neither AppID nor …\n…")
+		writeFile(".env.txt", "")
+	}
+	must(0, os.Mkdir(".env", 0o700))
+	for arg, code := range map[string]int{"-sandbox": 2, "-check": 2, "-healthy": 1} {
+		_, stderr := runToEnd(t, code, none, arg)
+		like(t, stderr, ".env cannot be read (…): let this user read it, or move it away\n")
+	}
+}
+
+// TestDotEnvInUse has a process, since net/http reads the proxy from the environment once.
+func TestDotEnvInUse(t *testing.T) {
+	t.Chdir(t.TempDir())
+	two := map[string]string{"WX_APPID": testAppID + "," + otherAppID} // whose AppSecrets are made up
+	writeFile(".env", "WX_TIMEOUT: x\nADDR="+startProgram(t, two, "-sandbox").addr)
+	_, stderr := runToEnd(t, 0, map[string]string{"WX_APPID": "", "ADDR": ""}, "-healthy")
+	checkWords(t, "standard error of -healthy", stderr, "")
+
+	proxy := newWeChat(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
+	writeFile(".env", "WX_APPID="+testAppID+"\nWX_APPSECRET=odd\nWX_BASE_URL=https://x.invalid\nhttps_proxy="+proxy)
+	p := startProcess(t, map[string]string{"WX_APPID": ""}, "")
+	post(t, p.url+"/openid", `{"code":"x"}`)
+	p.stop()
+	log := p.log.String()
+	for _, want := range []string{ // in turn
+		`"INFO","msg":"settings from .env","names":"WX_APPID WX_APPSECRET WX_BASE_URL HTTPS_PROXY"}`,
+		`"WARN","msg":"WX_APPSECRET does not look like`, `"msg":"listening"`,
+		"the proxy " + strings.TrimPrefix(proxy, "http://") + " gives no connection to x.invalid:443 (status 403): "} {
+		_, rest, found := strings.Cut(log, want)
+		same(t, want+" in\n"+log, found, true)
+		log = rest
 	}
 }

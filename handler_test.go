@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -34,7 +34,14 @@ func newWeChat(t testing.TB, wechat http.HandlerFunc) string {
 // startService starts the program in front of a fake WeChat.
 func startService(t testing.TB, wechat http.HandlerFunc, settings ...string) *program {
 	t.Helper()
-	return startProgram(t, credentials(append([]string{"WX_BASE_URL", newWeChat(t, wechat)}, settings...)...))
+	return startProgram(t, credentials(append(settings, "WX_BASE_URL", newWeChat(t, wechat))...))
+}
+
+// newHandler is the service without a server.
+func newHandler(baseURL string, log io.Writer) *handler {
+	c := config{appIDs: []string{testAppID}, appSecrets: []string{testSecret}, timeout: time.Minute, maxInflight: 1}
+	logger := slog.New(slog.NewJSONHandler(log, nil))
+	return &handler{wechat: newClient(c, urls(baseURL), logger), appIDs: c.appIDs, log: logger}
 }
 
 // What a fake WeChat does: say the same to everybody, refuse with an errcode, give the code as the openid, hang.
@@ -44,7 +51,8 @@ func say(reply string) http.HandlerFunc {
 }
 
 func refuse(errcode int) http.HandlerFunc {
-	return say(fmt.Sprintf(`{"errcode":%d,"errmsg":"invalid ip 203.0.113.7, not in whitelist rid: %s"}`, errcode, testRid))
+	const errmsg = "invalid ip 203.0.113.7, not in whitelist rid: " + testRid
+	return say(fmt.Sprintf(`{"errcode":%d,"errmsg":%q}`, errcode, errmsg))
 }
 
 func echo(w http.ResponseWriter, r *http.Request) {
@@ -62,6 +70,14 @@ type result struct {
 
 	OpenID, Error, Message string
 	ErrCode                int
+}
+
+// said is status, error and message, or the body of a 200.
+func (got result) said() string {
+	if got.Error == "" {
+		return fmt.Sprint(got.status, " ", strings.TrimSpace(got.body))
+	}
+	return fmt.Sprintf("%d %s: %s", got.status, got.Error, got.Message)
 }
 
 // post sends body, with header fields: names and values in turn.
@@ -99,16 +115,10 @@ func read(t testing.TB, resp *http.Response) result {
 	if head := resp.Request.Method == "HEAD"; err != nil || (json.Unmarshal(body, &got) != nil) != head {
 		t.Errorf("got body %q, error %v, want JSON", body, err)
 	}
-	for name, want := range map[string]string{
-		"Content-Type":           `^application/json; charset=utf-8$`,
-		"Cache-Control":          `^no-store$`,
-		"X-Content-Type-Options": `^nosniff$`,
-		"X-Request-Id":           `^[A-Za-z0-9._-]{1,64}$`,
-	} {
-		if value := strings.Join(resp.Header.Values(name), "|"); !regexp.MustCompile(want).MatchString(value) {
-			t.Errorf("got %s %q, want %s", name, value, want)
-		}
-	}
+	h := resp.Header
+	same(t, "header", slices.Concat(h["Content-Type"], h["Cache-Control"], h["X-Content-Type-Options"]),
+		[]string{"application/json; charset=utf-8", "no-store", "nosniff"})
+	same(t, h["X-Request-Id"], regexp.MustCompile("^[!-~]{1,128}$").MatchString(h.Get("X-Request-Id")), true)
 	return got
 }
 
@@ -122,154 +132,135 @@ func answer(t testing.TB, h http.Handler, body string) result {
 	return read(t, resp)
 }
 
-// checkFailure wants an answer without an openid, whose message is one sentence with the words in it.
-func checkFailure(t testing.TB, got result, status int, word, words string) {
+// checkFailure wants an answer without an openid, whose message is one sentence with what is wrong and what to do.
+func checkFailure(t testing.TB, got result, status int, word string) {
 	t.Helper()
-	if got.status != status || got.Error != word {
-		t.Errorf("got %d %s, want %d %s", got.status, got.body, status, word)
-	}
-	if strings.Index(got.Message+" ", ". ") != len(got.Message)-1 || !strings.Contains(got.Message, ": ") {
-		t.Errorf("got message %q, want one sentence with what is wrong and what to do", got.Message)
-	}
-	checkWords(t, "the answer", got.Message, cmp.Or(words, ": "))
+	same(t, got.said(), []any{got.status, got.Error, got.OpenID}, []any{status, word, ""})
+	same(t, got.said(), strings.Index(got.Message+" ", ". "), len(got.Message)-1)
+	like(t, got.Message, "…: ….")
 }
 
 // checkLog takes the next line of a request from p's log, which has to fit got, and returns it.
 func checkLog(t *testing.T, p *program, got result) map[string]any {
 	t.Helper()
 	record := p.log.next(t, "request")
-	level := "INFO"
-	switch {
-	case got.status >= 500:
-		level = "ERROR"
-	case got.status >= 400:
-		level = "WARN"
-	}
-	want := map[string]any{"level": level, "status": float64(got.status), "request_id": got.header.Get("X-Request-Id")}
-	if got.Error != "" {
-		want["error"] = got.Error
+	want := map[string]any{"level": "INFO", "status": float64(got.status), "request_id": got.header.Get("X-Request-Id")}
+	if got.status >= 400 {
+		want["level"], want["error"] = map[bool]string{false: "WARN", true: "ERROR"}[got.status >= 500], got.Error
 	}
 	if got.ErrCode != 0 {
 		want["errcode"], want["rid"] = float64(got.ErrCode), testRid
 	}
-	for _, name := range []string{"status", "request_id", "level", "error", "errcode", "rid"} {
-		if record[name] != want[name] {
-			t.Errorf("got %s %v in the log, want %v", name, record[name], want[name])
-		}
+	for _, name := range []string{"level", "status", "request_id", "error", "errcode", "rid"} {
+		same(t, name, record[name], want[name])
 	}
-	duration, isNumber := record["duration"].(float64)
-	if (record["cause"] != nil) != (got.status >= 400) || !isNumber || duration > float64(time.Minute) ||
-		!strings.HasPrefix(fmt.Sprint(record["remote"]), "127.0.0.1:") {
-		t.Errorf("got %v in the log, want a cause, a duration in nanoseconds, and the caller's address", record)
-	}
+	same(t, record, record["cause"] != nil, got.status >= 400)
+	checkWords(t, "the log", fmt.Sprint(record["remote"]), "127.0.0.1:")
 	return record
 }
 
-// TestFailures holds what WeChat does against the contract's table. TestReplies and TestNoConnection have what breaks,
-// TestRequestBody and TestPaths what callers do.
+// TestFailures holds WeChat's errcodes against the contract's table. Of the cause it has words.
 func TestFailures(t *testing.T) {
-	t.Parallel()
-	const console = " at mp.weixin.qq.com, 开发管理 → 开发设置"
-	tests := []struct {
-		errcode    int
-		status     int
-		word       string
-		retryAfter string
-		cause      string // its beginning
-	}{
-		{errcode: 40029, status: 400, word: "invalid_code", cause: "the code is unknown: compare WX_APPID"},
-		{errcode: 40163, status: 400, word: "code_used",
-			cause: "the code has been used: call wx.login for every request"},
-		{errcode: 40226, status: 403, word: "user_blocked", cause: "WeChat considers the user high-risk"},
-		{errcode: 45011, status: 429, word: "rate_limited", retryAfter: "60",
-			cause: "WeChat limits the calls of a minute"},
-		{errcode: 40013, status: 500, word: "misconfigured",
-			cause: "WeChat does not know WX_APPID: copy the AppID again from"},
-		{errcode: 40125, status: 500, word: "misconfigured", cause: "the AppSecret does not belong to WX_APPID. mp.weixin.qq.com " +
-			"does not show an AppSecret again: if it is lost, reset it" + console + ", which ends the old one everywhere; after a " +
-			"change in WX_APPSECRET_FILE, restart"},
-		{errcode: 40164, status: 500, word: "misconfigured", cause: "add the address that WeChat saw to IP白名单 (the allowlist)" +
-			console + ", or its range if it changes from one login to the next; that takes minutes; WeChat saw the address 203.0.113.7"},
-		{errcode: 40243, status: 500, word: "misconfigured", cause: "the AppSecret is frozen: unfreeze it" + console +
-			"; that takes ten minutes"},
-		{errcode: 41002, status: 500, word: "misconfigured", cause: "no AppID arrived, so " + changed},
-		{errcode: 41004, status: 500, word: "misconfigured", cause: "no AppSecret arrived, so " + changed},
-		{errcode: 41008, status: 500, word: "misconfigured", cause: "no code arrived, so " + changed},
-		{errcode: 40002, status: 500, word: "misconfigured", cause: "another grant_type arrived, so " + changed},
-		{errcode: 43003, status: 500, word: "misconfigured", cause: badURL},
-		{errcode: 40066, status: 500, word: "misconfigured", cause: badURL},
-		{errcode: 48001, status: 500, word: "misconfigured", cause: "WX_APPID's account may not use this API"},
-		{errcode: 50002, status: 500, word: "misconfigured", cause: "WX_APPID's account is restricted"},
-		{errcode: 61451, status: 502, word: "wechat_error", cause: "look it up at developers.weixin.qq.com"},
-		{errcode: -1, status: 503, word: "wechat_busy", retryAfter: "1", cause: "WeChat is busy"},
-		{errcode: 45009, status: 503, word: "quota_exceeded",
-			cause: "the day's quota is used up. WeChat allows at most twice"},
+	const query, badURL = "arrived, between here and WeChat changes the query", "WX_BASE_URL https:// right path"
+	tests := map[int]struct{ said, retryAfter, cause string }{
+		40029: {said: "400 invalid_code: ", cause: "the code is unknown: compare WX_APPID"},
+		40163: {said: "400 code_used: ", cause: "has been used: wx.login for every request"},
+		40226: {said: "403 user_blocked: ", cause: "high-risk: WeChat's support"},
+		45011: {said: "429 rate_limited: ", retryAfter: "60", cause: "limits the calls of a minute: in a minute"},
+		40013: {said: "500 misconfigured: ", cause: "does not know the AppID: copy it again " + console},
+		40125: {said: "500 misconfigured: ", cause: "copy it again where it is kept, not show again. lost, reset " +
+			"ends the old one everywhere. WX_APPSECRET_FILE restart " + console},
+		40164: {said: "500 misconfigured: ", cause: "IP白名单 (the allowlist) its range takes minutes; WeChat saw the " +
+			"address 203.0.113.7 " + console},
+		40243: {said: "500 misconfigured: ", cause: "frozen: unfreeze takes ten minutes " + console},
+		41002: {said: "500 misconfigured: ", cause: "no AppID " + query},
+		41004: {said: "500 misconfigured: ", cause: "no AppSecret " + query},
+		41008: {said: "500 misconfigured: ", cause: "no code " + query},
+		40002: {said: "500 misconfigured: ", cause: "another grant_type " + query},
+		43003: {said: "500 misconfigured: ", cause: badURL},
+		40066: {said: "500 misconfigured: ", cause: badURL},
+		48001: {said: "500 misconfigured: ", cause: "may not use this API: " + console},
+		50002: {said: "500 misconfigured: ", cause: "restricted: 通知中心 mp.weixin.qq.com"},
+		61451: {said: "502 wechat_error: ", cause: "look it up at developers.weixin.qq.com"},
+		-1:    {said: "503 wechat_busy: ", retryAfter: "1", cause: "WeChat is busy: again in a moment"},
+		45009: {said: "503 quota_exceeded: ", cause: "day's quota twice as many logins as page views: keep a session"},
 	}
-	for _, test := range tests {
-		t.Run(fmt.Sprint(test.errcode), func(t *testing.T) {
-			t.Parallel()
-			p := startService(t, refuse(test.errcode))
-			const code = "0a1B2c3D"
-			got := post(t, p.url+"/openid?code="+code, `{"code":"`+code+`"}`)
-			checkFailure(t, got, test.status, test.word, "")
-			if retryAfter := got.header.Get("Retry-After"); got.ErrCode != test.errcode || retryAfter != test.retryAfter {
-				t.Errorf("got errcode %d and Retry-After %q, want %d and %q", got.ErrCode, retryAfter, test.errcode, test.retryAfter)
-			}
-			record := checkLog(t, p, got)
-			if want := fmt.Sprintf("errcode %d: %s", test.errcode, test.cause); !strings.HasPrefix(record["cause"].(string), want) {
-				t.Errorf("got cause\n%v, want\n%s", record["cause"], want)
-			}
-			if all := p.log.String() + got.body; strings.Contains(all, testSecret) || strings.Contains(all, code) ||
-				strings.Contains(all, "203.0.113.7") != (test.errcode == 40164) || record["method"] != "POST" || record["path"] != "/openid" {
-				t.Errorf("got answer and log\n%s\nwant no AppSecret or code, the address for 40164 alone, POST and /openid", all)
-			}
-		})
+	for errcode := range errcodes {
+		same(t, errcode, tests[int(errcode)].said != "", true)
 	}
+	for errcode, test := range tests {
+		p := startService(t, refuse(errcode))
+		got := post(t, p.url+"/openid?code=x", `{"code":"0a1B2c3D"}`)
+		same(t, got.said(), []any{got.ErrCode, got.header.Get("Retry-After")}, []any{errcode, test.retryAfter})
+		like(t, got.said(), test.said+"…")
+		record := checkLog(t, p, got)
+		checkWords(t, "the log", fmt.Sprint(record["cause"]), fmt.Sprintf("errcode %d: %s", errcode, test.cause))
+		same(t, record, []any{record["method"], record["path"], record["appid"]}, []any{"POST", "/openid", nil})
+		log := p.log.String()
+		same(t, log, strings.Contains(log, testSecret) || strings.Contains(log, "0a1B2c3D"), false)
+		same(t, log, strings.Contains(log, "203.0.113.7"), errcode == 40164)
+	}
+}
+
+// checkREADMEs wants the rows of a table in both READMEs, with their words in any order.
+func checkREADMEs(t *testing.T, row string, want []string) {
+	t.Helper()
+	for _, name := range []string{"README.md", "README.zh-CN.md"} {
+		var got []string
+		for _, m := range regexp.MustCompile(row).FindAllStringSubmatch(string(must(os.ReadFile(name))), -1) {
+			got = append(got, inOrder(m[1:]...))
+		}
+		for _, row := range slices.Concat(got, want) {
+			same(t, name+" has the row "+row, slices.Contains(got, row), slices.Contains(want, row))
+		}
+	}
+}
+
+func inOrder(words ...string) string {
+	return strings.Join(slices.Sorted(strings.FieldsSeq(strings.Join(words, " "))), " ")
 }
 
 // TestErrorWords holds the program's tables, those of the READMEs and the sample's openid.js together.
 func TestErrorWords(t *testing.T) {
-	t.Parallel()
-	want := make(map[string]string) // by word: status, and the errcodes in order
+	var want []string
+	sample := string(must(os.ReadFile("miniprogram/openid.js")))
 	for word, row := range answers {
-		codes := []string{}
+		words := []string{word, fmt.Sprint(row.status)}
 		for code, row := range errcodes {
 			if row.word == word || row.word == "invalid_code" && word == "appid_mismatch" {
-				codes = append(codes, fmt.Sprint(code))
+				words = append(words, fmt.Sprint(code))
 			}
 		}
-		slices.Sort(codes)
-		want[word] = fmt.Sprint(row.status, " ", codes)
-	}
-	delete(want, "client_closed_request") // nobody is there to read it
-	row := regexp.MustCompile("(?m)^\\| (\\d+) \\| `(\\w+)` \\|([-\\d ]*)\\|")
-	for _, name := range []string{"README.md", "README.zh-CN.md"} {
-		got := make(map[string]string)
-		for _, m := range row.FindAllStringSubmatch(string(must(os.ReadFile(name))), -1) {
-			codes := strings.Fields(m[3])
-			slices.Sort(codes)
-			got[m[2]] = fmt.Sprint(m[1], " ", codes)
+		if word == "client_closed_request" { // nobody is there to read it
+			continue
 		}
-		if !maps.Equal(got, want) {
-			t.Errorf("%s: got %v, want %v", name, got, want)
-		}
+		want = append(want, inOrder(words...))
+		same(t, "openid.js has a case for "+word, strings.Contains(sample, "case '"+word+"':"), true)
 	}
-	sample := string(must(os.ReadFile("miniprogram/openid.js")))
-	for word := range want {
-		if !strings.Contains(sample, "case '"+word+"':") {
-			t.Errorf("openid.js has no case for %s", word)
+	checkREADMEs(t, "(?m)^\\| (\\d+) \\| `(\\w+)` \\|([-\\d ]*)\\|", want)
+}
+
+// TestSettingsAreDocumented looks for each setting and its default in -h and in the READMEs.
+func TestSettingsAreDocumented(t *testing.T) {
+	c := must(loadConfig(func(name string) string { return credentials()[name] }, false))
+	defaults := map[string]string{"ADDR": c.addr, "WX_BASE_URL": wechatURLs, "WX_TIMEOUT": c.timeout.String(),
+		"MAX_INFLIGHT": fmt.Sprint(c.maxInflight), "MAX_CONNS": fmt.Sprint(c.maxConns)}
+	var want []string
+	for _, name := range settingNames {
+		pattern := `\b` + name + `\b`
+		if defaults[name] != "" {
+			pattern += `[^)]*\(default ` + defaults[name] + `\b`
 		}
-	}
-	for _, m := range regexp.MustCompile(`case '(\w+)':`).FindAllStringSubmatch(sample, -1) {
-		if want[m[1]] == "" && strings.Count(sample, "'"+m[1]+"'") < 2 { // nor does it come from openid.js itself
-			t.Errorf("openid.js has a case for %s, which does not exist", m[1])
+		same(t, "-h has "+pattern, regexp.MustCompile(pattern).MatchString(settingsHelp), true)
+		if !strings.HasSuffix(name, "_PROXY") {
+			want = append(want, inOrder(name, defaults[name]))
 		}
 	}
+	checkREADMEs(t, "(?m)^\\| `([A-Z_]+)` \\| *(?:`([^`]*)`|[^`|]*) *\\|", want)
 }
 
 // TestMessagesInChinese finds the messages that README.zh-CN.md explains in the program. Some are the system's.
 func TestMessagesInChinese(t *testing.T) {
-	t.Parallel()
 	source := "address already in use Only one usage of each socket address connection refused actively refused "
 	for _, name := range must(filepath.Glob("*.go")) {
 		if !strings.HasSuffix(name, "_test.go") {
@@ -277,325 +268,240 @@ func TestMessagesInChinese(t *testing.T) {
 		}
 	}
 	source = regexp.MustCompile(`" \+\s+"`).ReplaceAllString(source, "")
-	_, table, _ := strings.Cut(string(must(os.ReadFile("README.zh-CN.md"))), "英文提示")
-	rows := regexp.MustCompile("(?m)^\\| (`[^|]+`) \\| ").FindAllStringSubmatch(table[:strings.Index(table, "\n## ")], -1)
-	if len(rows) < 20 {
-		t.Errorf("got %d rows, want the table", len(rows))
+	_, table, _ := strings.Cut(string(must(os.ReadFile("README.zh-CN.md"))), "| 提示里有 |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	var phrases []string
+	for _, row := range regexp.MustCompile("(?m)^\\| (`[^|]+`) \\| ").FindAllStringSubmatch(table, -1) {
+		phrases = append(phrases, regexp.MustCompile("[`…、]+").Split(row[1], -1)...)
 	}
-	for _, row := range rows {
-		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[1], -1) {
-			for phrase := range strings.SplitSeq(m[1], "…") {
-				if !strings.Contains(source, strings.TrimSpace(phrase)) {
-					t.Errorf("the program has no message with %q", phrase)
-				}
-			}
-		}
+	for _, phrase := range phrases {
+		same(t, "the program says "+phrase, strings.Contains(source, strings.TrimSpace(phrase)), true)
 	}
+	same(t, "the table has been found", len(phrases) > 60, true)
 }
 
+// TestRequestBody has the contract's table of bodies: the first row that holds is said.
 func TestRequestBody(t *testing.T) {
-	t.Parallel()
-	quote := func(code string) string { return string(must(json.Marshal(map[string]string{"code": code}))) }
-	utf16 := strings.Join(strings.Split(quote("x"), ""), "\x00")
-	const form, long = "application/x-www-form-urlencoded", "0123456789abcdef"
-	tests := []struct {
-		name, body, contentType string
-		words                   string // in the message
-	}{
-		{name: "empty", body: ``, contentType: form, words: "no body"},
-		{name: "form", body: `code=x`, words: "form JSON"},
-		{name: "form by its type", body: `js_code=x&code=x`, contentType: form, words: "form JSON"},
-		{name: "form-data", body: "--x\r\n", contentType: "Multipart/Form-Data; boundary=x", words: "form JSON"},
-		{name: "quotes lost in cmd.exe", body: `'{code:x}'`, contentType: form,
-			words: "quotes were lost cmd.exe PowerShell"},
-		{name: "quotes lost in cmd.exe, with a space", body: `'{code:`, contentType: form, words: "quotes cmd.exe"},
-		{name: "quotes lost in PowerShell", body: `{code:x}`, words: "quotes PowerShell"},
-		{name: "single quotes", body: `{'code':'x'}`, words: "single double"},
-		{name: "byte order mark", body: "\ufeff" + quote("x"), words: "byte order mark BOM"},
-		{name: "UTF-16", body: "\xff\xfe" + utf16 + "\x00", contentType: form, words: "UTF-16 UTF-8"},
-		{name: "UTF-16, big-endian", body: "\xfe\xff\x00" + utf16, words: "UTF-16 UTF-8"},
-		{name: "UTF-16 without BOM", body: utf16 + "\x00", words: "UTF-16 UTF-8"},
-		{name: "UTF-16 without BOM, big-endian", body: "\x00" + utf16, words: "UTF-16 UTF-8"},
-		{name: "gzip", body: "\x1f\x8b\x08\x00", contentType: form, words: "gzip"},
-		{name: "object for code", body: `{"code":{"code":"x","errMsg":"login:ok"}}`, words: "object string res.code"},
-		{name: "number for code", body: `{"code":12345}`, words: "number string"},
-		{name: "no code", body: `{}`, words: "no code"},
-		{name: "null for code", body: `{"code":null}`, words: "no code"},
-		{name: "129 characters", body: quote(strings.Repeat("x", 129)), words: "128 printable"},
-		{name: "no characters", body: quote(""), words: "empty"},
-		{name: "DEL", body: quote(long + "\x7f"), words: "ASCII characters"},
-		{name: "line break", body: quote(long + "\n"), words: "ASCII characters"},
-		{name: "array", body: `[{"code":"x"}]`, words: "not an object"},
-		{name: "string", body: `"x"`, contentType: form, words: "not an object"},
-		{name: "cut short by curl -d", body: `{"code":"x="`, contentType: form, words: "one JSON object"},
-		{name: "something after", body: `{"code":"x"}x`, words: "one JSON object"},
-	}
+	const form, multipart = "application/x-www-form-urlencoded\n", "Multipart/form-data; boundary=x\n"
+	long := strings.Repeat("x", 128)
 	p := startService(t, echo)
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			got := post(t, p.url+"/openid", test.body, "Content-Type", test.contentType)
-			checkLog(t, p, got)
-			checkFailure(t, got, 400, "invalid_request", test.words)
-			if strings.Contains(got.Message, long) {
-				t.Errorf("got message %q, want no code in it", got.Message)
-			}
-		})
+	send := func(body string) result { // behind a line with a Content-Type, if there is one
+		contentType, rest, ok := strings.Cut(body, "\n")
+		if ok = ok && strings.Contains(contentType, "form"); ok {
+			return post(t, p.url+"/openid", rest, "Content-Type", contentType)
+		}
+		return post(t, p.url+"/openid", body)
 	}
-	if got := post(t, p.url+"/openid", quote("x"), "Content-Type", form); got.OpenID != "x" { // as curl -d sends it
-		t.Errorf("got %d %s, want the openid", got.status, got.body)
+	for message, bodies := range map[string][]string{ // or its beginning
+		`There is no body: send {"code":"…"} with what wx.login gave.`: {"", form + " \n"},
+		`The body is a form: send JSON, {"code":"…"}, as with json in Guzzle or json= in Python's requests.`: {
+			"code=“x”", form + "js_code=x&code=x", form + "\xff=", multipart + "--x\r\n"},
+		"The body is not plain UTF-8 text: send UTF-8 without BOM, uncompressed.": {"\ufeff{\"code\":\"x\"}",
+			"\xff\xfe{\x00}\x00", "\x00{\x00}", form + "\x1f\x8b\b\x00"},
+		"The body is [object Object], an object that was not made into text: send JSON.string": {"[object Object]“"},
+		`The body has Chinese punctuation: JSON needs " and : and , as in {"code":"…"}.`: {"{“code”:“x”}",
+			`{"code"："x"}`, `{"code":"x"，"n":"："}`, "{'code'：'x'}"},
+		`The body has no double quotes, which JSON needs and a Windows shell eats: write \" for each " in cmd.exe, `: {
+			"{code:x}", "'{code:", "{'code':'x'}", form + "{code=x}"},
+		`The body is not JSON: send one JSON object, {"code":"…"}, and nothing else.`: {"x", `{"code":"x"}x`,
+			`{"code":"："`, "{ // it's\n\"code\":\"x\"}", `{code: "x"}`, `{"code":"x",}`, form + `{"code":"x="`},
+		`The body is JSON but not an object: send {"code":"…"}.`:                     {`[{"code":"x"}]`, `"x"`, "null"},
+		"The code is a JSON object, not a string: send res.code of wx.login, ":       {`{"code":{"code":"x"}}`},
+		"The code is a JSON number, not a string: send res.code of wx.login, ":       {`{"code":1,"appid":"x"}`},
+		`There is no code in the object: send {"code":"…"} with what wx.login gave.`: {`{}`, `{"code":null}`},
+		"The code is empty: send what wx.login gave.":                                {`{"code":""}`},
+		"The code is not 1 to 128 printable ASCII characters: send what wx.login gave, unchanged.": {`{"code":"x\n"}`,
+			`{"code":"x` + long + `"}`, `{"code":"x\u007f"}`, `{"code":"é"}`},
+		"The appid is a JSON number, not a string: send the AppID, or leave it out.": {`{"code":"x","appid":1}`},
+		"The appid does not look like an AppID (wx and 16 of 0-9a-f): send the ": {`{"code":"x","appid":"<b>"}`,
+			`{"code":"x","appid":"` + testAppID + `0"}`},
+	} {
+		for _, body := range bodies {
+			got := send(body)
+			like(t, got.said(), "400 invalid_request: "+message+"…")
+			checkFailure(t, got, 400, "invalid_request")
+			same(t, body, checkLog(t, p, got)["cause"], got.Message)
+		}
+	}
+	for body, code := range map[string]string{form + `{"code":" ~","n":{"code":1}}`: " ~", " {\"code\":\"x\"}\r\n": "x",
+		`{"code":"` + long + `"}` + strings.Repeat(" ", 4096-128-11): long} {
+		same(t, body, send(body).OpenID, code)
 	}
 	for _, body := range []string{strings.Repeat(" ", 4097), strings.Repeat("x", 100_000)} {
-		checkFailure(t, post(t, p.url+"/openid", body), 413, "body_too_large", "4096")
+		checkFailure(t, send(body), 413, "body_too_large")
 	}
 }
 
-// TestHeaderSize has headers below and above 8 KiB.
-func TestHeaderSize(t *testing.T) {
-	t.Parallel()
-	p := startService(t, echo)
-	for size, want := range map[int]int{7 << 10: 404, 8 << 10: 431} {
-		conn := sendRaw(t, p, fmt.Sprintf("GET / HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n", strings.Repeat("x", size)))
-		if got := must(http.ReadResponse(bufio.NewReader(conn), nil)); got.StatusCode != want {
-			t.Errorf("got %d for a header of %d bytes, want %d", got.StatusCode, size, want)
-		}
-	}
-}
-
-// TestTimeToArrive has a body that does not arrive, header and body that both arrive late, and an exchange that takes
-// longer than they may.
-func TestTimeToArrive(t *testing.T) {
-	t.Parallel()
+// TestAppIDs sends each request to a service with one AppID, whose WeChat refuses the code, and to one with three,
+// whose WeChat says which AppID and AppSecret it got.
+func TestAppIDs(t *testing.T) {
+	const (
+		mine, other = `"` + testAppID + `"`, `"` + otherAppID + `"`
+		host, page  = "https://servicewechat.com/", "/devtools/page-frame.html"
+		fromOther   = host + otherAppID + page
+		unknown     = "400 invalid_code: WeChat does not know this code: send what wx.login gave, within 5 minutes, "
+		none        = "400 invalid_request: This service has several AppIDs, and the request names none: send "
+		third       = "wx00112233445566aa"
+		has         = "400 appid_mismatch: The mini program has the AppID "
+		differs     = has + otherAppID + " and this service has " + testAppID + ": fix appid in project.config.json, "
+		noneOf      = ", which is none of this service's: fix appid in project.config.json, or add it to WX_APPID"
+		tools       = ": the developer tools are in tourist mode, so give the project an AppID of your own, or "
+	)
 	tests := []struct {
-		name  string
-		parts []string      // of the request
-		pause time.Duration // between two
-		took  time.Duration // at most
-		want  string        // in the answer
+		code     string // or "x"
+		appid    string // JSON, or null
+		referers []string
+		plugin   string // the header of plug-ins
+		one      string // what the first says, its beginning
+		three    string // what the second says, or an openid
+		chosen   string // the AppID that the second asks for
 	}{
-		{name: "stalls", parts: []string{halfBody}, took: 15 * time.Second, want: "did not arrive"},
-		{name: "trickles", parts: append([]string{halfBody}, strings.Split(`{"code":" `, "")...), pause: 2 * time.Second,
-			took: 15 * time.Second, want: "did not arrive"},
-		{name: "is not read", parts: []string{strings.Replace(halfBody, "/openid", "/", 1)}, took: 15 * time.Second,
-			want: "not_found"},
-		{name: "a time each", parts: []string{halfBody[:30], halfBody[30:], `{"cod":"xx"}`}, pause: 14 * time.Second,
-			took: 28 * time.Second, want: "no code"},
-		{name: "long exchange", parts: []string{halfBody + `{"code":"l"}`}, took: 30 * time.Second,
-			want: `{"openid":"one"}`},
+		{one: unknown, three: none},
+		{appid: mine, one: unknown, chosen: testAppID},
+		{appid: other, one: differs, chosen: otherAppID},
+		{appid: other, code: "bad", one: differs, three: unknown, chosen: otherAppID},
+		{appid: other, code: "used", one: "400 code_used: ", chosen: otherAppID},
+		{appid: other, referers: []string{host + testAppID + page}, one: differs, chosen: otherAppID},
+		{appid: other, referers: []string{host + third + page}, plugin: "{}", one: differs, chosen: otherAppID},
+		{appid: `"odd"`, chosen: "odd", one: "400 invalid_request: The appid does not look like an AppID "},
+		{referers: []string{fromOther, host + otherAppID + "/27/page-frame.html"}, one: differs, chosen: otherAppID},
+		{referers: []string{host + testAppID + page}, one: unknown, chosen: testAppID},
+		{referers: []string{host + third + page}, one: has + third + " and this service", three: has + third + noneOf},
+		{appid: `""`, referers: []string{fromOther}, one: differs, chosen: otherAppID},
+		{referers: []string{fromOther}, plugin: "{}", one: unknown, three: none},
+		{appid: `"touristappid"`, code: mockCode, three: has + "touristappid" + noneOf,
+			one: has + "touristappid and this service has " + testAppID + tools},
+		{code: mockCode, one: "400 invalid_code: The code is refused" + tools, three: none},
+		{one: unknown, three: none, referers: []string{"https://servicewechat.com.x/" + otherAppID + page, host + page,
+			"x?" + fromOther, fromOther + "?x", host + otherAppID + "/27/", host + "<b>" + page, host + "wx0" + page}},
 	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			inBubble(t, time.Minute, "http://one", func(t *testing.T, s *service) {
-				b, _ := serveInBubble(t, time.Minute, s.handler)
-				conn, start := b.dial(t, ""), time.Now()
-				go func() {
-					for _, part := range test.parts {
-						io.WriteString(conn, part)
-						time.Sleep(test.pause)
-					}
-				}()
-				if got := readAnswer(t, conn); !strings.Contains(got.body, test.want) || time.Since(start) > test.took {
-					t.Errorf("got %d %s after %v, want %s after %v", got.status, got.body, time.Since(start), test.want, test.took)
-				}
-				conn.Close()
-			}, named("one", up))
-		})
-	}
-}
-
-func TestAppIDMismatch(t *testing.T) {
-	t.Parallel()
-	const other, page = "wxfedcba9876543210", "/devtools/page-frame.html"
-	const host, both = "https://servicewechat.com/", other + " " + testAppID
-	tests := []struct {
-		name, referer, code string
-		plugin              string // the header of plug-ins
-		word, message       string // and words in the message
-	}{
-		{name: "in the tools", referer: host + other + page, code: "x", word: "appid_mismatch",
-			message: both + " project.config.json"},
-		{name: "on a phone", referer: host + other + "/27/page-frame.html", code: "x1", word: "appid_mismatch",
-			message: both},
-		{name: "tourist mode", referer: host + "touristappid" + page, code: mockCode, word: "appid_mismatch",
-			message: "tourist " + testAppID + " -sandbox"},
-		{name: "mock code", code: mockCode, word: "invalid_code", message: "tourist -sandbox"},
-		{name: "another errcode", referer: host + other + page, code: "used", word: "code_used", message: "wx.login"},
-		{name: "the same AppID", referer: host + testAppID + page, code: "x1", word: "invalid_code"},
-		{name: "AppID that holds the code", referer: host + other + page, code: "wxfedcba98", word: "invalid_code"},
-		{name: "no Referer", code: "x1", word: "invalid_code"},
-		{name: "host that begins so", referer: "https://servicewechat.com.example/" + other + page, code: "x1",
-			word: "invalid_code"},
-		{name: "host that ends so", referer: "https://x/?" + host + other + page, code: "x1", word: "invalid_code"},
-		{name: "another page", referer: host + other + "/27/", code: "x1", word: "invalid_code"},
-		{name: "plug-in", referer: host + other + page, plugin: "{}", code: "x1", word: "invalid_code"},
-		{name: "no AppID", referer: host + page, code: "x1", word: "invalid_code"},
-		{name: "something after", referer: host + other + page + "?x", code: "x1", word: "invalid_code"},
-		{name: "markup", referer: host + "<b>wx</b>" + page, code: "x1", word: "invalid_code"},
-		{name: "too long", referer: host + strings.Repeat("w", 200) + page, code: "x1", word: "invalid_code"},
-	}
-	p := startService(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.FormValue("js_code") == "used" {
-			refuse(40163)(w, r)
-		} else {
-			refuse(40029)(w, r)
-		}
+	one := startService(t, func(w http.ResponseWriter, r *http.Request) {
+		refuse(map[bool]int{false: 40029, true: 40163}[r.FormValue("js_code") == "used"])(w, r)
 	})
+	three := startService(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.FormValue("js_code") == "bad" {
+			refuse(40029)(w, r)
+			return
+		}
+		fmt.Fprintf(w, `{"openid":"%s of %s"}`, r.FormValue("secret"), r.FormValue("appid"))
+	}, "WX_APPID", testAppID+", "+otherAppID+",odd", "WX_APPSECRET", "A,B,C")
+	appSecrets := map[string]string{testAppID: "A", otherAppID: "B", "odd": "C"}
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			got := post(t, p.url+"/openid", `{"code":"`+test.code+`"}`, "Referer", test.referer, "X-WECHAT-HOSTSIGN", test.plugin)
-			checkFailure(t, got, 400, test.word, test.message)
-			checkLog(t, p, got)
-			if strings.Contains(got.body, testAppID) != (test.word == "appid_mismatch") ||
-				strings.Contains(got.body, test.code) && len(test.code) > 4 {
-				t.Errorf("got %s, want our AppID in a mismatch alone, and no code in it", got.body)
+		body := fmt.Sprintf(`{"code":%q,"appid":%s}`, cmp.Or(test.code, "x"), cmp.Or(test.appid, "null"))
+		openID := fmt.Sprintf(`200 {"openid":"%s of %[2]s","appid":"%[2]s"}`, appSecrets[test.chosen], test.chosen)
+		for _, referer := range append(test.referers, "")[:max(1, len(test.referers))] {
+			for p, want := range map[*program]string{one: test.one, three: cmp.Or(test.three, openID)} {
+				got := post(t, p.url+"/openid", body, "Referer", referer, "X-WECHAT-HOSTSIGN", test.plugin)
+				like(t, got.said(), want+"…")
+				record := checkLog(t, p, got)
+				same(t, record, record["appid"], map[bool]any{true: test.chosen}[p == three && test.chosen != ""])
 			}
-		})
+		}
 	}
 }
 
 func TestRequestID(t *testing.T) {
-	t.Parallel()
-	p, seen := startService(t, echo), make(map[string]bool)
-	for id, kept := range map[string]bool{"Az09._-": true, strings.Repeat("x", 64): true, strings.Repeat("x", 65): false, "": false,
-		"a b": false, "é": false} {
-		got := post(t, p.url+"/openid", `{"code":"x"}`, "X-Request-Id", id)
-		given := got.header.Get("X-Request-Id")
-		if (given == id) != kept || seen[given] {
-			t.Errorf("got X-Request-Id %q for %q, want the same: %t, or a new one", given, id, kept)
-		}
-		seen[given] = true
-		checkLog(t, p, got)
+	p, long := startService(t, echo), strings.Repeat("x", 128)
+	for id, kept := range map[string]bool{"7F:_#!~": true, long: true, long + "x": false, "": false, "a b": false,
+		"é": false} {
+		first := post(t, p.url+"/openid", "", "X-Request-Id", id).header.Get("X-Request-Id")
+		again := post(t, p.url+"/openid", "", "X-Request-Id", id).header.Get("X-Request-Id")
+		same(t, id, []any{first == id, first == again}, []any{kept, kept})
 	}
 }
 
 func TestPaths(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		line   string // method and target
-		path   string // in the log
-		status int
-		word   string
-		allow  string
-		words  string // in the message, or the whole body of a 200
-	}{
-		{line: "POST /openid?code=x", path: "/openid", status: 400, word: "invalid_request", words: "no body"},
-		{line: "POST /%6fpenid", path: "/openid", status: 400, word: "invalid_request", words: "no body"},
-		{line: "GET /openid", path: "/openid", status: 405, word: "method_not_allowed", allow: "POST",
-			words: "POST wx.request"},
-		{line: "OPTIONS /openid", path: "/openid", status: 405, word: "method_not_allowed", allow: "POST",
-			words: "POST"},
-		{line: "GET /healthz", status: 200, words: `{"status":"ok"}` + "\n"},
-		{line: "HEAD /healthz", status: 200},
-		{line: "POST /healthz", path: "/healthz", status: 405, word: "method_not_allowed", allow: "GET, HEAD",
-			words: "GET HEAD"},
-		{line: "GET /", path: "/", status: 404, word: "not_found", words: "/openid /healthz"},
-		{line: "POST //openid", path: "//openid", status: 404, word: "not_found"},
-		{line: "POST /openid/", path: "/openid/", status: 404, word: "not_found"},
-		{line: "POST /openid%2F", path: "/openid/", status: 404, word: "not_found"},
-		{line: "POST /x/%2e%2e/openid", path: "/x/../openid", status: 404, word: "not_found"},
-		{line: "GET /sns/jscode2session", path: "/sns/jscode2session", status: 404, word: "not_found"},
-		{line: "OPTIONS *", path: "*", status: 404, word: "not_found"},
-		{line: "CONNECT example.com:443", path: "", status: 404, word: "not_found"},
-	}
 	p := startService(t, echo)
-	for _, test := range tests {
-		t.Run(test.line, func(t *testing.T) {
-			conn, method := sendRaw(t, p, test.line+" HTTP/1.1\r\nHost: x\r\n\r\n"), strings.Fields(test.line)[0]
-			got := read(t, must(http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})))
-			if allow := got.header.Get("Allow"); allow != test.allow {
-				t.Errorf("got Allow %q, want %q", allow, test.allow)
-			}
-			if test.status == 200 { // and the next test finds no line of this one in the log
-				if got.status != 200 || got.body != test.words {
-					t.Errorf("got %d %q, want 200 %q", got.status, got.body, test.words)
-				}
-				return
-			}
-			checkFailure(t, got, test.status, test.word, test.words)
-			if record := checkLog(t, p, got); record["path"] != test.path || record["method"] != method {
-				t.Errorf("got %v %v in the log, want %s", record["method"], record["path"], test.path)
-			}
-		})
+	ask := func(line string) *http.Response {
+		request := &http.Request{Method: strings.Fields(line)[0]}
+		return must(http.ReadResponse(bufio.NewReader(sendRaw(t, p, line+" HTTP/1.1\r\nHost: x\r\n\r\n")), request))
 	}
+	for line, want := range map[string]string{ // status and error, Allow, the path in the log
+		"GET /healthz": `200 {"status":"ok"}`, "HEAD /healthz": "200 ", // without a line in the log
+		"POST /healthz":                       "405 method_not_allowed: /healthz takes GET and …. GET, HEAD /healthz",
+		"GET /openid":                         "405 method_not_allowed: /openid takes POST only: … POST /openid",
+		"OPTIONS /openid":                     "405 method_not_allowed: /openid takes POST only: … POST /openid",
+		"POST /openid?code=x":                 "400 invalid_request: …  /openid",
+		"POST /%6fpenid":                      "400 invalid_request: …  /openid",
+		"GET /":                               "404 not_found: There is nothing here: use POST /openid, or …  (other)",
+		"POST //openid":                       "404 not_found: …  (other)",
+		"POST /openid/0a1B2c3D":               "404 not_found: …  (other)",
+		"POST /openid%2F":                     "404 not_found: …  (other)",
+		"POST /x/%2e%2e/openid":               "404 not_found: …  (other)",
+		"OPTIONS *":                           "404 not_found: …  (other)",
+		"CONNECT x:443":                       "404 not_found: …  (other)",
+		"GET /sns/jscode2session":             "404 not_found: …  (other)",
+		"GET /?" + strings.Repeat("x", 7<<10): "404 not_found: …  (other)",
+	} {
+		got := read(t, ask(line))
+		is := got.said()
+		if got.status != 200 {
+			record := checkLog(t, p, got)
+			same(t, line, record["method"], strings.Fields(line)[0])
+			is += fmt.Sprint(" ", got.header.Get("Allow"), " ", record["path"])
+		}
+		like(t, is, want)
+	}
+	same(t, "a header of over 8 KiB", ask("GET /?"+strings.Repeat("x", 8<<10)).StatusCode, 431)
 }
 
-// TestCallerGone has a caller hang up, or close its own side alone, twice with one place for exchanges.
+// TestCallerGone has a caller hang up, or close its own side alone, with one place for logins.
 func TestCallerGone(t *testing.T) {
 	t.Parallel()
-	tests := []struct {
-		name string
-		gone func(*net.TCPConn) error
-		want string // what the caller reads
-	}{
-		{name: "hangs up", gone: (*net.TCPConn).Close},
-		{name: "half-closes", gone: (*net.TCPConn).CloseWrite, want: "HTTP/1.1 499 "},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			asked, left := make(chan bool), make(chan bool)
-			p := startService(t, func(w http.ResponseWriter, r *http.Request) {
-				if r.FormValue("js_code") == "s" {
-					asked <- true
-					hang(w, r)
-					left <- true
-				}
-				echo(w, r)
-			}, "MAX_INFLIGHT", "1", "WX_TIMEOUT", "20s")
-			for range 2 {
-				conn := sendRaw(t, p, halfBody+`{"code":"s"}`)
-				<-asked
-				full := post(t, p.url+"/openid", `{"code":"x"}`)
-				checkFailure(t, full, 503, "overloaded", "this code again")
-				if cause := checkLog(t, p, full)["cause"]; full.header.Get("Retry-After") != "1" ||
-					cause != "MAX_INFLIGHT is reached: raise it, or add an instance" {
-					t.Errorf("got Retry-After %q and cause %v, want 1 and MAX_INFLIGHT", full.header.Get("Retry-After"), cause)
-				}
-				if err := test.gone(conn); err != nil {
-					t.Fatal(err)
-				}
-				<-left
-				if record := p.log.next(t, "request"); record["status"] != 499.0 || record["level"] != "WARN" {
-					t.Errorf("got %v in the log, want status 499, level WARN", record)
-				}
-				if got, _ := io.ReadAll(conn); !strings.HasPrefix(string(got), test.want) || test.want == "" && len(got) > 0 {
-					t.Errorf("got %q, want %q", got, test.want)
-				}
-				if got := post(t, p.url+"/openid", `{"code":"x"}`); got.OpenID != "x" {
-					t.Errorf("got %d %s after the caller was gone, want the openid", got.status, got.body)
-				}
-				p.log.next(t, "request")
-			}
-		})
+	asked, left := make(chan bool), make(chan bool)
+	p := startService(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.FormValue("js_code") == "s" {
+			asked <- true
+			hang(w, r)
+			left <- true
+		}
+		echo(w, r)
+	}, "MAX_INFLIGHT", "1", "WX_TIMEOUT", "20s")
+	for want, gone := range map[string]func(*net.TCPConn) error{
+		"": (*net.TCPConn).Close, "HTTP/1.1 499 ": (*net.TCPConn).CloseWrite} {
+		conn := sendRaw(t, p, halfBody+`{"code":"s"}`)
+		<-asked
+		full := post(t, p.url+"/openid", `{"code":"x"}`)
+		same(t, "full", full.said()+full.header.Get("Retry-After"), "503 overloaded: The service is full: send "+
+			"this code again in 1 s.1")
+		same(t, "full", checkLog(t, p, full)["cause"], "MAX_INFLIGHT is reached: raise it, or add an instance")
+		must(0, gone(conn))
+		<-left
+		record := p.log.next(t, "request")
+		same(t, "log", []any{record["status"], record["level"]}, []any{499.0, "WARN"})
+		got, _ := io.ReadAll(conn)
+		same(t, "what the caller reads", string(got[:min(len(got), 13)]), want)
+		again := post(t, p.url+"/openid", `{"code":"x"}`)
+		checkLog(t, p, again)
+		same(t, "again", again.OpenID, "x")
 	}
 }
 
 // FuzzRequest sends any body. WeChat is asked with the code that encoding/json finds, or not at all.
 func FuzzRequest(f *testing.F) {
-	for _, body := range []string{`{"code":"0a1B"}`, `{"code":"x","code":"y"}`, `{"\u0063ode":" ~\"\u0041"}`, `{"code":"40029"}`,
-		`{"code":"x"} x`, `{"code":1}`, `{"code":null}`, ``, "\ufeff{}", "{\"code\":\"\x80\"}", `{"code":"x"}` + strings.Repeat(" ", 4084),
-		`{"code":"x"}` + strings.Repeat(" ", 4085), " \r\n\t{ \"code\" : \"the code is a mock one\" }\n ", `{"code":"a&secret=b#c%20+"}`,
-		`{"appid":"wx","user":{"a":"y"},"n":[1,{}],"code":"` + strings.Repeat("x", 128) + `","z":null}`} {
+	for _, body := range []string{`{"\u0063ode":" ~\"\u0041"}`, `{"code":"x"} x`, `{"code":1}`, "\ufeff{}",
+		"{\"code\":\"\x80\"}", `{"code":"x"}` + strings.Repeat(" ", 4085), `{"appid":"touristappid","code":"a&b=#"}`} {
 		f.Add([]byte(body))
 	}
 	var asked []string
-	s := newService(f, 10*time.Second, newWeChat(f, func(w http.ResponseWriter, r *http.Request) {
+	h := newHandler(newWeChat(f, func(w http.ResponseWriter, r *http.Request) {
 		asked = append(asked, r.URL.Query()["js_code"]...)
 		echo(w, r)
-	}))
+	}), io.Discard)
+	code, appID := regexp.MustCompile(`^[ -~]{1,128}$`), regexp.MustCompile(`^(|touristappid|wx[0-9a-f]{16})$`)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		asked = nil
-		got, want := answer(t, s, string(body)), struct{ Code string }{Code: "\n"}
+		got, want := answer(t, h, string(body)), struct{ Code, AppID string }{Code: "\n"}
 		err := json.Unmarshal(body, &want)
 		switch {
 		case len(body) > 4096:
-			checkFailure(t, got, 413, "body_too_large", "")
-		case err != nil || !regexp.MustCompile(`^[ -~]{1,128}$`).MatchString(want.Code):
-			checkFailure(t, got, 400, "invalid_request", "")
-		case got.OpenID == want.Code && slices.Equal(asked, []string{want.Code}):
+			checkFailure(t, got, 413, "body_too_large")
+		case err != nil || !code.MatchString(want.Code) || !appID.MatchString(want.AppID):
+			checkFailure(t, got, 400, "invalid_request")
+		default:
+			same(t, got.said(), []any{got.OpenID, asked}, []any{want.Code, []string{want.Code}})
 			return
 		}
-		if len(asked) > 0 || got.status == 200 {
-			t.Errorf("got %d %s, and WeChat asked with %q, want %q or a failure", got.status, got.body, asked, want.Code)
-		}
+		same(t, got.said(), asked, []string(nil))
 	})
 }

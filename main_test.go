@@ -6,34 +6,37 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"maps"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"reflect"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
 
+// Two mini programs.
 const (
-	testAppID  = "wx0123456789abcdef"
-	testSecret = "5ecef00dfeedfacea1b2c3d4e5f6a7b8"
-	nobody     = "http://127.0.0.1:1" // where nothing listens
+	testAppID   = "wx0123456789abcdef"
+	testSecret  = "5ecef00dfeedfacea1b2c3d4e5f6a7b8"
+	otherAppID  = "wxfedcba9876543210"
+	otherSecret = "0ddba11c0ffee0ddba11c0ffee0ddba1"
+
+	nobody = "http://127.0.0.1:1" // where nothing listens
 )
 
-// TestMain keeps what is set in the developer's environment out of the tests. With WXOPENID_ARGS
-// this binary is the program, so that a test can have it in a process of its own.
+// TestMain keeps what is set in the developer's environment out of the tests. With WXOPENID_ARGS this binary is the
+// program, so that a test can have it in a process of its own.
 func TestMain(m *testing.M) {
 	if args, ok := os.LookupEnv("WXOPENID_ARGS"); ok {
 		os.Args = append(os.Args[:1], strings.Fields(args)...)
 		main()
 	}
-	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "all_proxy",
-		"WX_APPID", "WX_APPSECRET", "WX_APPSECRET_FILE", "ADDR", "WX_BASE_URL", "WX_TIMEOUT", "MAX_INFLIGHT", "MAX_CONNS",
-		"TLS_CERT", "TLS_KEY"} {
+	for _, name := range append(settingNames, "https_proxy", "http_proxy", "no_proxy", "ALL_PROXY", "all_proxy") {
 		os.Unsetenv(name)
 	}
 	os.Exit(m.Run())
@@ -47,6 +50,36 @@ func must[T any](v T, err error) T {
 	return v
 }
 
+// same wants got to be want.
+func same(t testing.TB, what, got, want any) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%v: got\n%+v\nwant\n%+v", what, got, want)
+	}
+}
+
+// like wants text to be want, in which … stands for anything.
+func like(t testing.TB, text, want string) {
+	t.Helper()
+	pattern := "(?s)^" + strings.ReplaceAll(regexp.QuoteMeta(want), "…", ".*") + "$"
+	if !regexp.MustCompile(pattern).MatchString(text) {
+		t.Errorf("got\n%s\nwant\n%s", text, want)
+	}
+}
+
+// checkWords wants all of the words in text, and no text if there are none.
+func checkWords(t testing.TB, where, text, words string) {
+	t.Helper()
+	for word := range strings.FieldsSeq(words) {
+		if !strings.Contains(text, word) {
+			t.Errorf("got %q on %s, want %q in it", text, where, word)
+		}
+	}
+	if words == "" && text != "" {
+		t.Errorf("got %q on %s, want nothing", text, where)
+	}
+}
+
 // credentials returns an environment with an AppID, an AppSecret and more: names and values in turn.
 func credentials(more ...string) map[string]string {
 	env := map[string]string{"WX_APPID": testAppID, "WX_APPSECRET": testSecret}
@@ -56,13 +89,19 @@ func credentials(more ...string) map[string]string {
 	return env
 }
 
-// getenv looks variables up in env, with a free port for ADDR by default.
+// several returns an environment with two AppIDs.
+func several() map[string]string {
+	return credentials("WX_APPID", testAppID+","+otherAppID, "WX_APPSECRET", testSecret+","+otherSecret)
+}
+
+// getenv looks variables up in env. Unless that says otherwise, ADDR is a free port, and there is an AppID, so that no
+// test reads a developer's own .env.
 func getenv(env map[string]string) func(string) string {
 	return func(name string) string {
-		if value, ok := env[name]; ok || name != "ADDR" {
+		if value, ok := env[name]; ok {
 			return value
 		}
-		return "127.0.0.1:0"
+		return map[string]string{"ADDR": "127.0.0.1:0", "WX_APPID": testAppID}[name]
 	}
 }
 
@@ -83,53 +122,41 @@ func startProgram(t testing.TB, env map[string]string, args ...string) *program 
 	exit := make(chan int, 1)
 	go func() { exit <- run(ctx, args, getenv(env), p.out, p.log) }()
 	p.stop = sync.OnceValue(func() int { cancel(); return <-exit })
-	t.Cleanup(func() { p.stop() })
-	p.listening(t, env)
-	return p
+	return p.start(t, env)
 }
 
 // startProcess runs the program in a process of its own until the test ends.
 func startProcess(t testing.TB, env map[string]string, args string) *program {
 	t.Helper()
-	p := startProcessTo(t, nil, env, args)
-	p.listening(t, env)
-	return p
-}
-
-// startProcessTo has the log go to a file, if there is one, and does not wait for it.
-func startProcessTo(t testing.TB, log *os.File, env map[string]string, args string) *program {
-	t.Helper()
 	if runtime.GOOS == "windows" {
 		t.Skip("a process cannot be told to stop there")
 	}
-	p := &program{out: &output{}, log: &output{}, cmd: exec.Command(os.Args[0])}
-	p.cmd.Env = append(os.Environ(), "WXOPENID_ARGS="+args, "ADDR=127.0.0.1:0")
+	p := &program{out: &output{}, log: &output{}, cmd: exec.Command(must(os.Executable()))}
+	p.cmd.Env = append(os.Environ(), "WXOPENID_ARGS="+args, "ADDR=127.0.0.1:0", "WX_APPID="+testAppID)
 	for name, value := range env {
 		p.cmd.Env = append(p.cmd.Env, name+"="+value)
 	}
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.log
-	if log != nil {
-		p.cmd.Stderr = log
-	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(0, p.cmd.Start())
 	p.stop = sync.OnceValue(func() int {
 		p.cmd.Process.Signal(os.Interrupt)
 		p.cmd.Wait()
 		return p.cmd.ProcessState.ExitCode()
 	})
-	t.Cleanup(func() { p.cmd.Process.Kill(); p.stop() })
-	return p
+	t.Cleanup(func() { p.cmd.Process.Kill() })
+	return p.start(t, env)
 }
 
-func (p *program) listening(t testing.TB, env map[string]string) {
+// start waits until p listens.
+func (p *program) start(t testing.TB, env map[string]string) *program {
 	t.Helper()
+	t.Cleanup(func() { p.stop() })
 	p.addr = p.log.next(t, "listening")["addr"].(string)
 	p.url = "http://" + p.addr
 	if env["TLS_CERT"] != "" {
 		p.url = "https://" + p.addr
 	}
+	return p
 }
 
 // runToEnd runs the program where it ends by itself, with the exit code wanted.
@@ -138,9 +165,7 @@ func runToEnd(t *testing.T, want int, env map[string]string, args ...string) (st
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	var out, log bytes.Buffer
-	if code := run(ctx, args, getenv(env), &out, &log); code != want {
-		t.Errorf("got exit code %d, want %d", code, want)
-	}
+	same(t, "exit code", run(ctx, args, getenv(env), &out, &log), want)
 	return out.String(), log.String()
 }
 
@@ -148,12 +173,16 @@ func runToEnd(t *testing.T, want int, env map[string]string, args ...string) (st
 type output struct {
 	mu   sync.Mutex
 	text string
-	read int // bytes that next has passed
+	read int  // bytes that next has passed
+	gone bool // what is written is refused
 }
 
 func (o *output) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.gone {
+		return 0, io.ErrClosedPipe
+	}
 	o.text += string(p)
 	return len(p), nil
 }
@@ -183,193 +212,118 @@ func (o *output) next(t testing.TB, msg string) map[string]any {
 	return nil
 }
 
-// warnings returns the msg of each log line of level WARN, but for those of requests.
-func (o *output) warnings() (messages []string) {
-	for line := range strings.Lines(o.String()) {
-		var record struct{ Level, Msg string }
-		if json.Unmarshal([]byte(line), &record) == nil && record.Level == "WARN" && record.Msg != "request" {
-			messages = append(messages, record.Msg)
-		}
-	}
-	return messages
-}
-
-func TestFlags(t *testing.T) {
-	t.Parallel()
-	const help = "-sandbox -check -healthy -version WX_APPID WX_APPSECRET WX_APPSECRET_FILE ADDR :2020 127.0.0.1:2020 WX_BASE_URL " +
-		wechatURLs + " WX_TIMEOUT 5s MAX_INFLIGHT 1024 MAX_CONNS 10000 TLS_CERT TLS_KEY"
-	tests := []struct {
-		args           string
-		code           int
-		stdout, stderr string // words in them; none if and only if there is nothing
-	}{
-		{args: "-version", stdout: "wxopenid " + runtime.Version()},
-		{args: "-h", stdout: help},
-		{args: "-sandbx", code: 2, stderr: "-sandbox -h"},
-		{args: "-check=hunter2", code: 2, stderr: "-sandbox -h"},
-		{args: "sandbox", code: 2, stderr: "-sandbox"},
-		{args: "hunter2", code: 2, stderr: "no other word. environment variables"},
-		{args: "-sandbox -check", code: 2, stderr: "one flag, such as"},
-		{args: "", code: 2, stderr: "WX_APPID WX_APPSECRET -sandbox"},
-	}
-	for _, test := range tests {
-		t.Run(test.args, func(t *testing.T) {
-			t.Parallel()
-			stdout, stderr := runToEnd(t, test.code, nil, strings.Fields(test.args)...)
-			checkWords(t, "standard output", stdout, test.stdout)
-			checkWords(t, "standard error", stderr, test.stderr)
-			if strings.Contains(stdout+stderr, "hunter2") {
-				t.Errorf("got %q, want no word that may be a secret", stdout+stderr)
-			}
-		})
-	}
-}
-
-// checkWords wants all of the words in text, and no text if there are none.
-func checkWords(t testing.TB, where, text, words string) {
-	t.Helper()
-	for word := range strings.FieldsSeq(words) {
-		if !strings.Contains(text, word) {
-			t.Errorf("got %q on %s, want %q in it", text, where, word)
-		}
-	}
-	if words == "" && text != "" {
-		t.Errorf("got %q on %s, want nothing", text, where)
-	}
-}
-
-// TestCheck has another program listen on ADDR, since -check opens no listener.
-func TestCheck(t *testing.T) {
-	t.Parallel()
+// TestEnds has all the ways in which the program ends by itself, but for bad settings.
+func TestEnds(t *testing.T) {
 	cert, key := newPair(t)
-	tests := []struct {
-		name   string
-		wechat http.HandlerFunc
-		more   map[string]string
-		code   int
-		stdout string
-		stderr string // its last line; the warnings come before
-	}{
-		{name: "code unknown", wechat: refuse(40029),
-			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
-		{name: "code used", wechat: refuse(40163),
-			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
-		{name: "sandbox", wechat: newSandbox().ServeHTTP,
-			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
-		{name: "busy", wechat: refuse(-1), code: 1, stderr: "errcode -1: WeChat is busy: try again in a moment."},
-		{name: "frequency", wechat: refuse(45011), more: map[string]string{"WX_APPSECRET": "odd"}, code: 1,
-			stderr: "errcode 45011: WeChat limits the calls of a minute: try again in a minute."},
-		{name: "an openid", wechat: say(`{"openid":"o"}`), code: 1,
-			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL."},
-		{name: "no connection", code: 1,
-			stderr: "127.0.0.1:1: connection refused: check the firewall, or set HTTP_PROXY if this network needs a proxy."},
-		{name: "no certificate", wechat: refuse(40029), more: map[string]string{"TLS_CERT": key, "TLS_KEY": cert}, code: 1,
-			stderr: "TLS_CERT and TLS_KEY cannot be used"},
-		{name: "odd AppSecret", wechat: refuse(40029), more: map[string]string{"WX_APPSECRET": "odd"},
-			stdout: "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			wechat := newWeChat(t, test.wechat)
-			env := credentials("WX_BASE_URL", wechat, "ADDR", strings.TrimPrefix(wechat, "http://"))
-			maps.Copy(env, test.more)
-			stdout, stderr := runToEnd(t, test.code, env, "-check")
-			warning, last := "", stderr
-			if test.more["WX_APPSECRET"] != "" {
-				warning, last, _ = strings.Cut(stderr, "\n")
-			}
-			if stdout != test.stdout || !strings.HasPrefix(last, test.stderr) || (last == "") != (test.code == 0) {
-				t.Errorf("got %q and %q, want %q and %q", stdout, stderr, test.stdout, test.stderr)
-			}
-			if strings.Contains(warning, "AppSecret does not look like one") != (test.more["WX_APPSECRET"] != "") {
-				t.Errorf("got %q, want the warnings of a start first", stderr)
-			}
-		})
-	}
-}
-
-func TestCheckInterrupted(t *testing.T) {
-	t.Parallel()
-	ctx, cancel := context.WithCancel(t.Context())
-	env := credentials("WX_BASE_URL", newWeChat(t, func(w http.ResponseWriter, r *http.Request) { cancel(); hang(w, r) }))
-	var stderr bytes.Buffer
-	if code := run(ctx, []string{"-check"}, getenv(env), io.Discard, &stderr); code != 1 || !strings.HasPrefix(stderr.String(), "Stopped") {
-		t.Errorf("got exit code %d and %q, want 1 and that it was stopped", code, &stderr)
-	}
-}
-
-func TestHealthy(t *testing.T) {
-	t.Parallel()
-	cert, key := newPair(t)
+	_, otherKey := newPair(t)
 	plain := startProgram(t, credentials()).addr
 	secure := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key)).addr
 	other := strings.TrimPrefix(newWeChat(t, http.NotFound), "http://")
-	tests := []struct {
-		name, addr, cert string
-		code             int
-		words            string
-	}{
-		{name: "HTTP", addr: plain},
-		{name: "HTTPS", addr: secure, cert: cert},
-		{name: "HTTPS of an HTTP service", addr: plain, cert: cert, code: 1, words: "TLS_CERT"},
-		{name: "nobody", addr: "127.0.0.1:1", code: 1, words: "ADDR refused start"},
-		{name: "another program", addr: other, code: 1, words: "ADDR another program 404"},
-		{name: "bad ADDR", addr: plain + "\r", code: 1, words: "ADDR CR"},
+	ctx, interrupt := context.WithCancel(t.Context())
+	by := func(handler http.HandlerFunc, env map[string]string) map[string]string {
+		env["WX_BASE_URL"], env["ADDR"] = newWeChat(t, handler), plain // -check opens no listener
+		return env
 	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			stdout, stderr := runToEnd(t, test.code, map[string]string{"ADDR": test.addr, "TLS_CERT": test.cert}, "-healthy")
-			checkWords(t, "standard output", stdout, "")
-			checkWords(t, "standard error", stderr, test.words)
-		})
+	last := func(w http.ResponseWriter, r *http.Request) { interrupt(); hang(w, r) }
+	const (
+		refused  = "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment variables, …"
+		accepted = "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"
+		second   = "WeChat accepts the AppID " + otherAppID + " and its AppSecret.\n"
+		start    = "wxopenid does not answer at ADDR (…): start it, or use its ADDR and TLS_CERT.\n"
+		noPort   = "ADDR: …: stop the other program there, or set another ADDR, an address of this machine with a …\n"
+		unread   = " cannot be read (…): name a PEM file that this user may read\n"
+		unusable = "TLS_CERT and TLS_KEY cannot be used (…): use PEM files, leaf first, without password\n"
+	)
+	system := " (" + runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH + ")\n"
+	for _, test := range []struct {
+		args           string
+		env            map[string]string
+		stdout, stderr string
+	}{
+		{args: "-version", stdout: "wxopenid …" + system},
+		{args: "--version", stdout: "wxopenid …"},
+		{args: "-h", stdout: usage + settingsHelp},
+		{args: "-sandbx", stderr: refused},
+		{args: "hunter2", stderr: refused},
+		{args: "-check=false", stderr: refused},
+		{args: "-sandbox hunter2", stderr: refused},
+		{args: "-sandbox -check", stderr: refused},
+		{args: "--", stderr: refused},
+
+		{args: "-check", env: by(refuse(40029), credentials()), stdout: accepted},
+		{args: "-check", env: by(refuse(40163), credentials()), stdout: accepted},
+		{args: "-check", env: by(fakeWeChat(several()).ServeHTTP, several()), stdout: accepted + second},
+		{args: "-check", env: by(fakeWeChat(credentials()).ServeHTTP, several()), stdout: accepted, stderr: "AppID " +
+			otherAppID + ": errcode 40013: WeChat does not know the AppID: copy it again from " + console + ".\n"},
+		{args: "-check", env: by(refuse(-1), credentials("WX_APPSECRET", "odd")),
+			stderr: `{…"WARN","msg":"WX_APPSECRET does…"}` + "\nerrcode -1: WeChat is busy: try again in a moment.\n"},
+		{args: "-check", env: by(refuse(45011), credentials()), stderr: "errcode 45011: WeChat limits the calls …\n"},
+		{args: "-check", env: by(say(`{"openid":"o"}`), credentials()),
+			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
+		{args: "-check", env: by(nil, credentials()), stderr: "127.0.0.1:1: …: check the firewall, what WX_BASE_URL " +
+			"leads to, and whether this network needs HTTP_PROXY.\n"},
+		{args: "-check", env: by(nil, credentials("TLS_CERT", "x", "TLS_KEY", "x")), stderr: "TLS_CERT" + unread},
+
+		{args: "-healthy", env: credentials("ADDR", plain, "WX_TIMEOUT", "not looked at")},
+		{args: "-healthy", env: credentials("ADDR", secure, "TLS_CERT", cert)},
+		{args: "-healthy", env: credentials("ADDR", plain, "TLS_CERT", cert), stderr: start},
+		{args: "-healthy", env: credentials("ADDR", "127.0.0.1:1"), stderr: start},
+		{args: "-healthy", env: credentials("ADDR", other),
+			stderr: strings.Replace(start, "…", "another program is there, and says 404 Not Found", 1)},
+		{args: "-healthy", env: credentials("ADDR", plain+"\r"), stderr: "ADDR ends in a Windows line end (CR): …"},
+		{args: "-healthy", env: credentials("ADDR", plain, "TLS_CERT", `"x"`), stderr: "TLS_CERT has quotes …"},
+
+		{env: credentials("ADDR", plain), stderr: noPort},
+		{env: credentials("ADDR", "192.0.2.1:2020"), stderr: noPort},
+		{env: credentials("TLS_CERT", cert+"0", "TLS_KEY", key), stderr: "TLS_CERT" + unread},
+		{env: credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), stderr: "TLS_KEY" + unread},
+		{env: credentials("TLS_CERT", key, "TLS_KEY", key), stderr: unusable},
+		{env: credentials("TLS_CERT", cert, "TLS_KEY", otherKey), stderr: unusable},
+
+		{args: "-check", env: by(last, credentials()), stderr: "Stopped before WeChat answered: run -check again.\n"},
+	} {
+		code, read := min(len(test.stderr), 1), getenv(test.env)
+		if test.env == nil { // no setting is read
+			code, read = 2*code, nil
+		}
+		var stdout, stderr bytes.Buffer
+		same(t, test, run(ctx, strings.Fields(test.args), read, &stdout, &stderr), code)
+		like(t, stdout.String(), test.stdout)
+		like(t, stderr.String(), test.stderr)
+		same(t, &stderr, strings.Contains(stderr.String(), "hunter2") || strings.Contains(stderr.String(), key), false)
 	}
 }
 
 // TestLogWithoutReader has the log's pipe closed, which ends other programs by SIGPIPE.
 func TestLogWithoutReader(t *testing.T) {
 	t.Parallel()
-	read, write, _ := os.Pipe()
-	p := startProcessTo(t, write, nil, "-sandbox")
-	write.Close()
-	in := bufio.NewReader(read)
-	for p.addr == "" {
-		var record struct{ Addr string }
-		json.Unmarshal(must(in.ReadBytes('\n')), &record)
-		p.addr = record.Addr
+	p := startProcess(t, nil, "-sandbox")
+	p.log.mu.Lock()
+	p.log.gone = true
+	p.log.mu.Unlock()
+	for range 20 { // the first closes the pipe
+		same(t, "status", post(t, p.url+"/openid", `{"code":"the code is a mock one"}`).status, 200)
 	}
-	p.url = "http://" + p.addr
-	read.Close()
-	for range 2 {
-		if got := post(t, p.url+"/openid", `{"code":"the code is a mock one"}`); got.status != 200 {
-			t.Errorf("got %d %s, want 200", got.status, got.body)
-		}
-	}
-	if code := p.stop(); code != 0 {
-		t.Errorf("got exit code %d, want 0", code)
-	}
+	same(t, "exit code", p.stop(), 0)
 }
 
-// TestLogNotRead has nobody read the log's pipe, which is full from the start.
-func TestLogNotRead(t *testing.T) {
+// TestSecondSignal ends a stop that a request under way holds up.
+func TestSecondSignal(t *testing.T) {
 	t.Parallel()
-	read, write, _ := os.Pipe()
-	defer read.Close()
-	write.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-	for err := error(nil); err == nil; _, err = write.Write(make([]byte, 4096)) {
-	}
-	free := must(net.Listen("tcp", "127.0.0.1:0"))
-	free.Close()
-	p := startProcessTo(t, write, map[string]string{"ADDR": free.Addr().String(), "WX_TIMEOUT": "10ms"}, "-sandbox")
+	p := startProcess(t, nil, "-sandbox")
+	conn := sendRaw(t, p, strings.Replace(halfBody, "\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n", 1))
+	checkWords(t, "the connection", must(bufio.NewReader(conn).ReadString('\n')), "100 Continue")
+	exited := make(chan int)
+	go func() { exited <- p.stop() }() // the first
 	for {
-		if conn, err := net.Dial("tcp", free.Addr().String()); err == nil {
-			conn.Close()
-			break
+		select {
+		case <-exited:
+			status, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+			same(t, p.cmd.ProcessState, status.Signaled(), true)
+			return
+		case <-time.After(10 * time.Millisecond):
+			p.cmd.Process.Signal(syscall.SIGTERM)
 		}
-		time.Sleep(time.Millisecond)
-	}
-	if code := p.stop(); code != 1 {
-		t.Errorf("got exit code %d, want 1 at the limit", code)
 	}
 }
 
@@ -378,12 +332,9 @@ func TestLogOnTerminal(t *testing.T) {
 	if err != nil || runtime.GOOS != "linux" {
 		t.Skip("no terminal: ", err)
 	}
-	t.Parallel()
 	defer terminal.Close()
 	newLogger(terminal).Info("message", "addr", "x")
 	terminal.SetReadDeadline(time.Now().Add(10 * time.Second))
-	line, err := bufio.NewReader(terminal).ReadString('\n')
-	if err != nil || !strings.Contains(line, " level=INFO msg=message addr=x") {
-		t.Errorf("got %q and error %v, want text", line, err)
-	}
+	line, _ := bufio.NewReader(terminal).ReadString('\n')
+	checkWords(t, "the terminal", line, "level=INFO msg=message addr=x")
 }

@@ -12,7 +12,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -22,18 +22,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-func writeFile(t testing.TB, name, content string) {
-	t.Helper()
-	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
+func writeFile(name, content string) { must(0, os.WriteFile(name, []byte(content), 0o600)) }
 
 // An authority signs certificates. It has one key for all of them.
 type authority struct {
@@ -42,81 +36,36 @@ type authority struct {
 }
 
 func newAuthority(t testing.TB) *authority {
-	t.Helper()
 	a := &authority{key: must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
-	a.cert = a.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)})
+	a.cert = a.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "authority"}, IsCA: true,
+		BasicConstraintsValid: true, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)})
 	return a
 }
 
 // sign signs a certificate for 127.0.0.1. The first is the authority's own.
-func (a *authority) sign(t testing.TB, template *x509.Certificate) *x509.Certificate {
-	t.Helper()
-	template.SerialNumber, _ = rand.Int(rand.Reader, big.NewInt(1<<62))
-	template.IPAddresses = append(template.IPAddresses, net.IPv4(127, 0, 0, 1))
-	parent := a.cert
-	if parent == nil {
-		parent = template
-	}
-	return must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, template, parent, a.key.Public(), a.key))))
+func (a *authority) sign(_ testing.TB, template *x509.Certificate) *x509.Certificate {
+	template.SerialNumber, template.IPAddresses = big.NewInt(1), []net.IP{net.IPv4(127, 0, 0, 1)}
+	der := must(x509.CreateCertificate(rand.Reader, template, cmp.Or(a.cert, template), a.key.Public(), a.key))
+	return must(x509.ParseCertificate(der))
 }
 
 // write writes certificates and the key to PEM files, whose names it returns.
-func (a *authority) write(t testing.TB, dir string, certs ...*x509.Certificate) (certFile, keyFile string) {
-	t.Helper()
+func (a *authority) write(dir string, certs ...*x509.Certificate) (certFile, keyFile string) {
 	var chain []byte
 	for _, cert := range certs {
 		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
-	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: must(x509.MarshalPKCS8PrivateKey(a.key))})
+	key := &pem.Block{Type: "PRIVATE KEY", Bytes: must(x509.MarshalPKCS8PrivateKey(a.key))}
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	writeFile(t, certFile, string(chain))
-	writeFile(t, keyFile, string(key))
+	writeFile(certFile, string(chain))
+	writeFile(keyFile, string(pem.EncodeToMemory(key)))
 	return certFile, keyFile
 }
 
 // newPair writes a self-signed certificate for 127.0.0.1 and its key to files.
 func newPair(t testing.TB) (certFile, keyFile string) {
-	t.Helper()
 	a := newAuthority(t)
-	return a.write(t, t.TempDir(), a.cert)
-}
-
-func TestStartFails(t *testing.T) {
-	t.Parallel()
-	busy := must(net.Listen("tcp", "127.0.0.1:0"))
-	t.Cleanup(func() { busy.Close() })
-	cert, key := newPair(t)
-	_, otherKey := newPair(t)
-	tests := []struct {
-		name  string
-		env   map[string]string
-		words string
-	}{
-		{name: "port in use", env: credentials("ADDR", busy.Addr().String()), words: "ADDR in use another ADDR"},
-		{name: "address of another machine", env: credentials("ADDR", "192.0.2.1:2020"),
-			words: "ADDR cannot assign another ADDR address of this machine"},
-		{name: "no such host", env: credentials("ADDR", "wxopenid.invalid:2020"),
-			words: "ADDR wxopenid.invalid another ADDR"},
-		{name: "no certificate", env: credentials("TLS_CERT", cert+"0", "TLS_KEY", key), words: "TLS_CERT read PEM"},
-		{name: "no key", env: credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), words: "TLS_KEY read PEM"},
-		{name: "key for certificate", env: credentials("TLS_CERT", key, "TLS_KEY", key), words: "TLS_CERT certificate"},
-		{name: "key of another certificate", env: credentials("TLS_CERT", cert, "TLS_KEY", otherKey),
-			words: "TLS_KEY match"},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			stdout, stderr := runToEnd(t, 1, test.env)
-			if stdout != "" || strings.Count(stderr, "\n") != 1 || strings.HasPrefix(stderr, "{") {
-				t.Errorf("got %q and %q, want nothing and one plain line", stdout, stderr)
-			}
-			checkWords(t, "standard error", stderr, test.words)
-			if strings.Contains(stderr, key) {
-				t.Errorf("got %q, want no path in it", stderr)
-			}
-		})
-	}
+	return a.write(t.TempDir(), a.cert)
 }
 
 // A bubble is the server in a synctest bubble, where time passes only while all wait.
@@ -135,8 +84,8 @@ func (b *bubble) Accept() (net.Conn, error) {
 func (b *bubble) Close() error   { defer func() { recover() }(); close(b.conns); return nil } // a second time, too
 func (b *bubble) Addr() net.Addr { return &net.TCPAddr{} }
 
-// startInBubble serves until ctx is done.
-func startInBubble(t *testing.T, ctx context.Context, c config) *bubble {
+// startInBubble serves until ctx is done, with the handler given or its own.
+func startInBubble(t *testing.T, ctx context.Context, c config, h *handler) *bubble {
 	t.Helper()
 	c.addr, c.maxConns = "127.0.0.1:0", cmp.Or(c.maxConns, 10)
 	log := slog.New(slog.DiscardHandler)
@@ -145,20 +94,15 @@ func startInBubble(t *testing.T, ctx context.Context, c config) *bubble {
 	l.Listener.Close()
 	l.Listener = b
 	var serving sync.WaitGroup
-	serving.Go(func() { b.served <- serve(ctx, c, l, log, io.Discard) })
-	t.Cleanup(serving.Wait)
+	serving.Go(func() {
+		if h == nil {
+			b.served <- serve(ctx, c, l, log, io.Discard)
+		} else {
+			b.served <- newServer(c, h, l, log).Serve(l)
+		}
+	})
+	t.Cleanup(func() { b.Close(); serving.Wait() })
 	return b
-}
-
-// serveInBubble serves h until the test ends. It returns the places of its connections, too.
-func serveInBubble(t *testing.T, timeout time.Duration, h *handler) (*bubble, chan struct{}) {
-	t.Helper()
-	b := &bubble{conns: make(chan net.Conn)}
-	l := &listener{Listener: b, places: make(chan struct{}, 10), stop: t.Context().Done()}
-	server := newServer(config{timeout: timeout}, h, l, slog.New(slog.DiscardHandler))
-	go server.Serve(l)
-	t.Cleanup(func() { server.Close() })
-	return b, l.places
 }
 
 // dial returns a connection to the server, on which text was sent.
@@ -181,170 +125,111 @@ func readAnswer(t *testing.T, conn net.Conn) result {
 	return read(t, must(http.ReadResponse(bufio.NewReader(conn), &http.Request{})))
 }
 
-// TestStop has a connection of some kind when the program is told to stop.
+// TestStop has a connection of some kind when the program is told to stop. An answer after that is the last.
 func TestStop(t *testing.T) {
 	t.Parallel()
-	tests := []struct {
-		name, sent string
-		timeout    time.Duration // WX_TIMEOUT
+	for _, test := range []struct {
+		dials      bool
+		sent, late string        // before, and half a second after
 		took       time.Duration // until it has stopped, at most
-		cut        bool          // a request was cut off
+		limited    bool          // so that a request is cut off
 	}{
-		{name: "none", timeout: time.Minute, took: 10 * time.Millisecond},
-		{name: "unused", sent: "-", timeout: time.Minute, took: 7 * time.Second}, // net/http waits 5 s for its first request
-		{name: "kept", sent: getHealthz, timeout: time.Minute, took: 2 * time.Second},
-		{name: "request under way", sent: halfBody, timeout: 10 * time.Second, took: 16 * time.Second},
-		{name: "request under way beyond the limit", sent: halfBody, timeout: 8 * time.Second, took: 14 * time.Second,
-			cut: true},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ctx, cancel := context.WithCancel(t.Context())
-				b := startInBubble(t, ctx, config{timeout: test.timeout})
-				if test.sent != "" {
-					go io.Copy(io.Discard, b.dial(t, strings.TrimPrefix(test.sent, "-")))
-				}
-				synctest.Wait()
-				start := time.Now()
-				cancel()
-				if err := <-b.served; (err != nil) != test.cut {
-					t.Errorf("got error %v, want one: %t", err, test.cut)
-				}
-				if took := time.Since(start); took > test.took {
-					t.Errorf("took %v, want %v at most", took, test.took)
-				}
-			})
+		{took: 10 * time.Millisecond},
+		{dials: true, took: 7 * time.Second}, // net/http waits 5 s for a first request
+		{dials: true, sent: getHealthz, took: 2 * time.Second},
+		{dials: true, sent: getHealthz, late: getHealthz, took: 2 * time.Second},
+		{dials: true, sent: halfBody, late: `{"cod":"xx"}`, took: 2 * time.Second},
+		{dials: true, sent: halfBody, took: 14 * time.Second, limited: true},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, stop := context.WithCancel(t.Context())
+			b := startInBubble(t, ctx, config{timeout: 8 * time.Second}, nil)
+			var conn net.Conn
+			if test.dials {
+				conn = b.dial(t, test.sent)
+			}
+			if test.sent == getHealthz {
+				same(t, "the last answer", readAnswer(t, conn).last, false)
+			}
+			synctest.Wait()
+			start := time.Now()
+			stop()
+			if test.late != "" {
+				time.Sleep(time.Second / 2)
+				io.WriteString(conn, test.late)
+				same(t, "the last answer", readAnswer(t, conn).last, true)
+			}
+			same(t, test, []any{<-b.served != nil, time.Since(start) > test.took}, []any{test.limited, false})
 		})
 	}
 }
 
-// TestStopClosesKeptConnections asks on a kept connection before and after the program is told to stop.
-func TestStopClosesKeptConnections(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		b := startInBubble(t, ctx, config{timeout: time.Second})
-		conn := b.dial(t, getHealthz)
-		if got := readAnswer(t, conn); got.status != 200 || got.last {
-			t.Errorf("got %d, the last on its connection: %t, want 200 and false", got.status, got.last)
-		}
-		cancel()
-		time.Sleep(500 * time.Millisecond)
-		io.WriteString(conn, getHealthz)
-		if got := readAnswer(t, conn); got.status != 200 || !got.last {
-			t.Errorf("got %d, the last on its connection: %t, want 200 and true", got.status, got.last)
-		}
-		if err := <-b.served; err != nil {
-			t.Errorf("got %v, want no error", err)
-		}
-	})
-}
-
-// TestConnectionTimes has connections that nobody uses, and a request whose answer nobody reads.
-func TestConnectionTimes(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name, sent string
-		idle       bool          // the answer is read
-		kept       time.Duration // for so long the connection is kept, and not much longer
-	}{
-		{name: "unused", kept: headerTimeout},
-		{name: "half a header", sent: getHealthz[:20], kept: headerTimeout},
-		{name: "kept", sent: getHealthz, idle: true, kept: keepAlive},
-		{name: "not read", sent: getHealthz, kept: bodyTimeout + time.Second + answerTimeout},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := startInBubble(t, t.Context(), config{timeout: time.Second})
-				conn := b.dial(t, test.sent)
-				if test.idle {
-					readAnswer(t, conn)
-				}
-				time.Sleep(test.kept - time.Second)
-				conn.SetWriteDeadline(time.Now().Add(time.Millisecond))
-				if _, err := conn.Write([]byte("GET")[:0]); errors.Is(err, io.ErrClosedPipe) {
-					t.Errorf("got the connection closed after %v, want it kept", test.kept-time.Second)
-				}
-				time.Sleep(2 * time.Second)
-				conn.SetReadDeadline(time.Now().Add(time.Millisecond))
-				if _, err := io.Copy(io.Discard, conn); err != nil {
-					t.Errorf("got error %v after %v, want the connection closed", err, test.kept+time.Second)
-				}
-			})
-		})
-	}
-}
-
-// TestStopDuringExchange has the answer of a request that was under way close its connection, too.
-func TestStopDuringExchange(t *testing.T) {
-	t.Parallel()
-	asked, release := make(chan bool), make(chan bool)
-	p := startProgram(t, credentials("WX_BASE_URL", newWeChat(t, func(w http.ResponseWriter, r *http.Request) {
-		asked <- true
-		<-release
-		echo(w, r)
-	})))
-	answered := make(chan result)
-	go func() { answered <- readAnswer(t, sendRaw(t, p, halfBody+`{"code":"l"}`)) }()
-	<-asked
-	stopped := make(chan int)
-	go func() { stopped <- p.stop() }()
-	untilRefused(p)
-	close(release)
-	if got := <-answered; got.OpenID != "l" || !got.last {
-		t.Errorf("got %d %s, the last on its connection: %t, want the openid and true", got.status, got.body, got.last)
-	}
-	if code := <-stopped; code != 0 {
-		t.Errorf("got exit code %d, want 0; the log is:\n%s", code, p.log)
-	}
-}
-
-// untilRefused waits until p accepts no connections.
-func untilRefused(p *program) {
-	for {
-		conn, err := net.Dial("tcp", p.addr)
-		if err != nil {
-			return
-		}
-		conn.Close()
-		time.Sleep(time.Millisecond)
-	}
-}
-
-// TestStopCutsOff has the program say so before its limit, as half a body never becomes a whole one.
+// TestStopCutsOff has the program say so, as half a body never becomes a whole one.
 func TestStopCutsOff(t *testing.T) {
 	t.Parallel()
-	p := startProcess(t, map[string]string{"WX_TIMEOUT": "10ms"}, "-sandbox")
+	p := startProgram(t, map[string]string{"WX_TIMEOUT": "10ms"}, "-sandbox")
 	sendRaw(t, p, halfBody+"{")
 	runToEnd(t, 0, map[string]string{"ADDR": p.addr}, "-healthy") // in its turn, and so after that
-	if code := p.stop(); code != 1 || !strings.Contains(p.log.String(), "have been cut off") {
-		t.Errorf("got exit code %d and log\n%s\nwant 1 and what was cut off", code, p.log)
-	}
+	same(t, "exit code", p.stop(), 1)
+	same(t, "log", p.log.next(t, "stopped")["cause"], "requests that were still under way have been cut off")
 }
 
-func TestSecondSignal(t *testing.T) {
+// TestTimes has connections, and how long it takes until the server closes them. It asks its own sandbox, by itself.
+func TestTimes(t *testing.T) {
 	t.Parallel()
-	p := startProcess(t, nil, "-sandbox")
-	conn := sendRaw(t, p, strings.Replace(halfBody, "\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n", 1))
-	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") {
-		t.Fatalf("got %q, error %v, want 100 Continue", line, err)
+	ask := func(code string) string {
+		return "GET " + wechatPath + "?" + first + grant + code + " HTTP/1.1\r\nHost: x\r\n\r\n"
 	}
-	p.cmd.Process.Signal(syscall.SIGTERM)
-	untilRefused(p)
-	exited := make(chan int)
-	go func() { exited <- p.stop() }()
-	for {
-		p.cmd.Process.Signal(syscall.SIGTERM) // the second, or one after it
-		select {
-		case <-exited:
-			if got, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !got.Signaled() {
-				t.Errorf("got %v with a request under way, want the end by a signal", p.cmd.ProcessState)
+	for _, test := range []struct {
+		parts  []string      // of the request
+		pause  time.Duration // behind each
+		deaf   bool          // the answer is not read
+		want   string        // what the server sends
+		logged time.Duration // duration_ms
+		closed time.Duration // or half a second later
+	}{
+		{closed: 15 * time.Second},
+		{parts: []string{getHealthz[:20]}, want: "…400 Bad Request", closed: 15 * time.Second},
+		{parts: []string{getHealthz}, want: "…ok…", closed: 65 * time.Minute},
+		{parts: []string{getHealthz}, deaf: true, closed: 80 * time.Second},
+		{parts: []string{halfBody}, want: "…did not arrive…", logged: 15 * time.Second, closed: 15 * time.Second},
+		{parts: append([]string{halfBody}, strings.Split(`{"code":" `, "")...), pause: 2 * time.Second,
+			want: "…did not arrive…", logged: 15 * time.Second, closed: 15 * time.Second},
+		{parts: []string{strings.Replace(halfBody, "/openid", "/", 1)}, want: "…not_found…", closed: 15 * time.Second},
+		{parts: []string{halfBody[:30], halfBody[30:], `{"cod":"xx"}`}, pause: 14 * time.Second, want: "…no code…",
+			logged: 14 * time.Second, closed: 28*time.Second + 65*time.Minute},
+		{parts: []string{strings.Replace(halfBody, "12", "28", 1), `{"code":"sandbox:delay=30s"}`},
+			want: `…{"openid":"o…`, logged: 30 * time.Second, closed: 30*time.Second + 65*time.Minute},
+		{parts: []string{ask("sandbox:delay=3s")}, want: `…"openid":"o…`, closed: 3*time.Second + 65*time.Minute},
+		{parts: []string{ask("sandbox:delay=24h")}, want: `…"openid":"o…`, closed: 75 * time.Minute},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			log := &output{}
+			h := newHandler("http://wechat", log)
+			h.sandbox = fakeWeChat(credentials())
+			b := startInBubble(t, t.Context(), config{timeout: time.Minute}, h)
+			h.wechat.bases[0].dial = func(context.Context, string, string) (net.Conn, error) {
+				return b.dial(t, ""), nil
 			}
-			return
-		case <-time.After(10 * time.Millisecond):
-		}
+			conn, start := b.dial(t, ""), time.Now()
+			go func() {
+				for _, part := range test.parts {
+					io.WriteString(conn, part)
+					time.Sleep(test.pause)
+				}
+			}()
+			if test.deaf {
+				time.Sleep(test.closed + time.Second/2)
+			}
+			got, _ := io.ReadAll(conn)
+			late := time.Since(start) - test.closed
+			time.Sleep(time.Minute) // until the last part is sent
+			like(t, string(got), test.want)
+			same(t, late, 0 <= late && late <= time.Second, true)
+			if test.logged != 0 {
+				same(t, test, log.next(t, "request")["duration_ms"], float64(test.logged.Milliseconds()))
+			}
+		})
 	}
 }
 
@@ -352,155 +237,116 @@ func TestSecondSignal(t *testing.T) {
 func TestMaxConns(t *testing.T) {
 	t.Parallel()
 	cert, key := newPair(t)
-	tests := []struct{ name, sent, cert, key string }{
-		{name: "idle"},
-		{name: "half a header", sent: getHealthz[:20]},
-		{name: "half a body", sent: halfBody},
-		{name: "kept", sent: getHealthz},
-		{name: "handshake that never ends", sent: "\x16\x03", cert: cert, key: key},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ctx, cancel := context.WithCancel(t.Context())
-				b := startInBubble(t, ctx, config{timeout: time.Minute, maxConns: 2, tlsCert: test.cert, tlsKey: test.key})
-				dial := func() net.Conn {
-					conn := b.dial(t, test.sent)
-					go io.Copy(io.Discard, conn)
-					return conn
-				}
-				first, second := dial(), dial()
-				for range 3 { // places are given back, and each once
-					var third net.Conn
-					go func() { third = dial() }()
-					synctest.Wait()
-					if third != nil {
-						t.Error("got a connection accepted with all places taken, want it to wait")
-					}
-					first.Close()
-					synctest.Wait()
-					if third == nil {
-						t.Fatal("got no connection accepted after one was closed, want the one that waits")
-					}
-					first, second = second, third
-				}
-				start := time.Now()
-				cancel() // while it waits for a place
-				if err, took := <-b.served, time.Since(start); err != nil || took > keepAlive/2 {
-					t.Errorf("got error %v after %v, want none, and soon", err, took)
-				}
-			})
+	for sent, c := range map[string]config{"": {}, getHealthz[:20]: {}, halfBody: {}, getHealthz: {},
+		"\x16\x03": {tlsCert: cert, tlsKey: key}} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, stop := context.WithCancel(t.Context())
+			c.timeout, c.maxConns = time.Minute, 2
+			b := startInBubble(t, ctx, c, nil)
+			dial := func() net.Conn {
+				conn := b.dial(t, sent)
+				go io.Copy(io.Discard, conn)
+				return conn
+			}
+			first, second := dial(), dial()
+			for range 3 { // places are given back, and each once
+				var third net.Conn
+				go func() { third = dial() }()
+				synctest.Wait()
+				same(t, "third of two", third, nil)
+				first.Close()
+				synctest.Wait()
+				first, second = second, third
+			}
+			start := time.Now()
+			stop() // while it waits for a place
+			same(t, sent, []any{<-b.served, time.Since(start) > keepAlive/2}, []any{nil, false})
 		})
 	}
 }
 
+// TestHTTPS has good and bad handshakes, and load balancers' TCP checks, which send nothing.
 func TestHTTPS(t *testing.T) {
 	t.Parallel()
 	cert, key := newPair(t)
-	p := startProgram(t, map[string]string{"TLS_CERT": cert, "TLS_KEY": key}, "-sandbox")
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(must(os.ReadFile(cert)))
-	for version, ok := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
-		transport := &http.Transport{DisableKeepAlives: true,
-			TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: version, MaxVersion: version}}
-		resp, err := (&http.Client{Transport: transport}).Post(p.url+"/openid", "", strings.NewReader(`{"code":"`+mockCode+`"}`))
-		if (err == nil) != ok {
-			t.Errorf("got error %v with TLS version %x, want one: %t", err, version, !ok)
-		} else if err == nil && read(t, resp).status != 200 {
-			t.Errorf("got status %d, want 200", resp.StatusCode)
+	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
+	for version, want := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true} {
+		c := &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version}
+		conn, err := tls.Dial("tcp", p.addr, c)
+		if same(t, version, err == nil, want); want {
+			conn.Close()
 		}
 	}
-	p.stop() // after which the line of the failed handshake is written
-	if got := strings.Join(p.log.warnings(), "\n"); strings.Count(got, "TLS handshake error") != 1 {
-		t.Errorf("got warnings\n%s\nwant one of the handshake that failed", got)
-	}
-	if got := p.out.String(); !strings.Contains(got, "curl -k -d ") || !strings.Contains(got, p.url+"/openid") {
-		t.Errorf("got %q on standard output, want a curl command for HTTPS", got)
-	}
-}
-
-// TestSilentConnectionToHTTPS is a load balancer's TCP check, which ends in one of three ways.
-func TestSilentConnectionToHTTPS(t *testing.T) {
-	t.Parallel()
-	cert, key := newPair(t)
-	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
 	sendRaw(t, p, "").Close()
-	reset(sendRaw(t, p, ""))
+	reset := sendRaw(t, p, "")
+	reset.SetLinger(0)
+	reset.Close()
 	sendRaw(t, p, "").CloseWrite()
 	runToEnd(t, 0, map[string]string{"ADDR": p.addr, "TLS_CERT": cert}, "-healthy") // in its turn, and so after those
 	p.stop()
-	p.stop()
-	if got := p.log.warnings(); len(got) > 0 {
-		t.Errorf("got warnings %q, want none", got)
-	}
-	for _, end := range []string{"read tcp: i/o timeout", "wsarecv: An existing connection was forcibly closed by the remote host."} {
-		log := &output{}
-		serverLog{slog.New(slog.NewJSONHandler(log, nil))}.Write([]byte("http: TLS handshake error from 127.0.0.1:1: " + end + "\n"))
-		if log.String() != "" {
-			t.Errorf("got log %s, want nothing", log)
-		}
+	log := p.log.String()
+	like(t, log, `…"WARN","msg":"http: TLS handshake error…`)
+	same(t, log, strings.Count(log, "WARN"), 1)
+	for _, end := range []string{"i/o timeout", "An existing connection was forcibly closed by the remote host."} {
+		var log bytes.Buffer
+		fmt.Fprintln(serverLog{slog.New(slog.NewTextHandler(&log, nil))}, "http: TLS handshake error from x:", end)
+		same(t, end, log.String(), "")
 	}
 }
 
-// TestCertificate renews the files of a certificate, and breaks them.
+// TestCertificate renews the files of a certificate, and breaks them. What there is to say is said once.
 func TestCertificate(t *testing.T) {
-	t.Parallel()
-	root, dir := newAuthority(t), t.TempDir()
-	leaf := func(end int) *x509.Certificate { // of life, in a bubble that begins in 2000
-		return root.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Date(end, 1, 1, 0, 0, 0, 0, time.UTC)})
+	t.Setenv("GODEBUG", "x509keypairleaf=0") // no certificate comes with its Leaf
+	a, dir := newAuthority(t), t.TempDir()
+	at := func(year, hour int) time.Time { return time.Date(year, 1, 1, hour, 0, 0, 0, time.UTC) } // now is 2000
+	leaf := func(from, to time.Time) *x509.Certificate {
+		return a.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "leaf"}, NotBefore: from, NotAfter: to})
 	}
-	first, second, third, lone, expired := leaf(2001), leaf(2002), leaf(2003), leaf(2004), leaf(1999)
-	soon := root.sign(t, &x509.Certificate{NotAfter: time.Date(2000, 1, 1, 2, 0, 0, 0, time.UTC)})
-	short := root.sign(t, &x509.Certificate{NotBefore: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
-		NotAfter: time.Date(2000, 1, 1, 3, 0, 0, 0, time.UTC)})
-	certFile, keyFile := root.write(t, dir, first, root.cert)
+	chain := func(certs ...*x509.Certificate) []*x509.Certificate { return certs }
+	first, second := leaf(at(1998, 0), at(2000, 90*24)), leaf(at(1999, 0), at(2002, 0))
+	expired, soon := leaf(at(1998, 0), at(1999, 0)), leaf(at(1999, 0), at(2000, 2))
+	short := leaf(at(2000, 0), at(2000, 3))
+	certFile, keyFile := a.write(dir, expired)
+	const refuse = "so phones refuse it: "
+	const broken = `…level=ERROR msg="the old certificate stays in use" cause="TLS_CERT and TLS_KEY cannot be used (…`
 	synctest.Test(t, func(t *testing.T) {
-		log := &output{}
-		c := must(newCertificate(config{tlsCert: certFile, tlsKey: keyFile}, slog.New(slog.NewJSONHandler(log, nil))))
+		log, want, before := &output{}, expired, 0
+		c := must(newCertificate(config{tlsCert: certFile, tlsKey: keyFile}, slog.New(slog.NewTextHandler(log, nil))))
 		ctx, cancel := context.WithCancel(t.Context())
-		go c.follow(ctx)
+		defer must(listen(ctx, config{addr: "127.0.0.1:0"}, c)).Close()
 		time.Sleep(time.Second) // the files change between two looks
-		steps := []struct {
-			name   string
-			change func()
-			want   *x509.Certificate
-			logged string // words in new log lines, or nothing
+		for n, step := range []struct {
+			after  time.Duration
+			certs  []*x509.Certificate // or the key is broken
+			logged string
 		}{
-			{name: "as it was", change: func() {}, want: first},
-			{name: "renewed", change: func() { root.write(t, dir, second, root.cert) }, want: second},
-			{name: "broken", change: func() { writeFile(t, keyFile, "broken") }, want: second,
-				logged: "ERROR stays in use"},
-			{name: "still broken", change: func() {}, want: second},
-			{name: "repaired", change: func() { root.write(t, dir, third, root.cert) }, want: third},
-			{name: "broken again", change: func() { writeFile(t, keyFile, "broken") }, want: third,
-				logged: "ERROR stays in use"},
-			{name: "without its intermediate", change: func() { root.write(t, dir, lone) }, want: lone,
-				logged: "WARN intermediate"},
-			{name: "expired", change: func() { root.write(t, dir, expired, root.cert) }, want: expired,
-				logged: "WARN expired"},
-			{name: "self-signed", change: func() { root.write(t, dir, root.cert) }, want: root.cert},
-			{name: "short life", change: func() { root.write(t, dir, short, root.cert) }, want: short},
-			{name: "less than seven days to go", change: func() { root.write(t, dir, soon, root.cert) }, want: soon,
-				logged: "WARN expires on 2000-01-01 02:00:00 UTC: renew it"},
-			{name: "half an hour later", change: func() { time.Sleep(time.Hour / 2) }, want: soon},
-			{name: "when they are over", change: func() { time.Sleep(2 * time.Hour) }, want: soon,
-				logged: "WARN expired on"},
-			{name: "and later", change: func() { time.Sleep(time.Hour) }, want: soon},
-			{name: "gone", change: func() { root.write(t, dir, root.cert); time.Sleep(10 * time.Second); os.Remove(keyFile) }, want: root.cert,
-				logged: "ERROR stays in use"},
-		}
-		for _, step := range steps {
-			before := len(log.String())
-			step.change()
-			time.Sleep(10 * time.Second)
-			if pair, err := c.get(nil); err != nil || !bytes.Equal(pair.Certificate[0], step.want.Raw) {
-				t.Errorf("%s: got another certificate or error %v after 10 s", step.name, err)
+			{certs: chain(expired), logged: "…WARN…TLS_CERT expired on 1999-01-01 00:00:00 UTC, " + refuse + "renew…"},
+			{certs: chain(second, a.cert)},
+			{logged: broken},
+			{},
+			{certs: chain(first, a.cert)},
+			{logged: broken},
+			{certs: chain(second), logged: "…WARN…TLS_CERT has no intermediate certificate, " + refuse + "use…"},
+			{certs: chain(first)},
+			{certs: chain(a.cert)}, // self-signed
+			{certs: chain(short, a.cert)},
+			{certs: chain(soon, a.cert), logged: "…WARN…TLS_CERT expires on 2000-01-01 02:00:00 UTC: renew it…"},
+			{certs: chain(soon, a.cert), after: time.Hour},
+			{certs: chain(soon, a.cert), after: time.Hour,
+				logged: "…WARN…TLS_CERT expired on 2000-01-01 02:00:00 UTC, " + refuse + "renew it…"},
+		} {
+			if step.certs != nil {
+				a.write(dir, step.certs...)
+				want = step.certs[0]
+			} else {
+				writeFile(keyFile, "broken")
 			}
+			time.Sleep(step.after + 10*time.Second)
+			same(t, n, must(c.get(nil)).Certificate[0], want.Raw)
 			logged := log.String()[before:]
-			checkWords(t, step.name, logged, step.logged)
-			if strings.Count(logged, "\n") > 1 {
-				t.Errorf("%s: got log\n%swant one line at most", step.name, logged)
-			}
+			like(t, logged, step.logged)
+			same(t, n, strings.Count(logged, "\n"), min(1, len(step.logged)))
+			before += len(logged)
 		}
 		cancel()
 		time.Sleep(certInterval)
