@@ -246,7 +246,7 @@ func TestDotEnvInUse(t *testing.T) {
 	two := map[string]string{"WX_APPID": testAppID + "," + otherAppID} // whose AppSecrets are made up
 	writeFile(".env", "WX_TIMEOUT: x\nADDR="+startProgram(t, two, "-sandbox").addr)
 	_, stderr := runToEnd(t, 0, map[string]string{"WX_APPID": "", "ADDR": ""}, "-healthy")
-	checkWords(t, "standard error of -healthy", stderr, "")
+	same(t, "standard error of -healthy", stderr, "")
 
 	proxy := newWeChat(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
 	writeFile(".env", "WX_APPID="+testAppID+"\nWX_APPSECRET=odd\nWX_BASE_URL=https://x.invalid\nhttps_proxy="+proxy)
