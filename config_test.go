@@ -78,7 +78,7 @@ func TestOddSettings(t *testing.T) {
 		"holds an invisible character: type it anew": {"WX_APPID=hunter2\u200bx", "WX_APPSECRET=\ufeffhunter2",
 			"ADDR=:1\u00a0", "TLS_KEY=x|TLS_CERT=hunter2\x7f"},
 		"has a comment behind it: put the comment on a line of its own": {"WX_APPID=hunter2 # my app, x",
-			"WX_TIMEOUT=5s\t#hunter2"},
+			"WX_APPSECRET=hunter2, # x", "WX_TIMEOUT=5s\t#hunter2"},
 		"holds ${…}, which nothing has replaced: write the value itself": {"WX_APPSECRET=${hunter2}",
 			"TLS_KEY=x|TLS_CERT=${hunter2}"},
 		"holds white space, a space or a line break: remove it": {"WX_APPID=hunter2 x", "ADDR=hunter2\n:1"},

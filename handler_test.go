@@ -166,8 +166,8 @@ func TestFailures(t *testing.T) {
 	tests := map[int]struct{ said, retryAfter, cause string }{
 		40029: {said: "400 invalid_code", cause: "the code is unknown: compare WX_APPID with the mini program's AppID"},
 		40163: {said: "400 code_used", cause: "the code has been used: call wx.login for every request"},
-		40226: {said: "403 user_blocked", cause: "WeChat considers the user high-risk: only WeChat's …"},
-		45011: {said: "429 rate_limited", retryAfter: "60", cause: "WeChat limits the calls of a minute: try again in …"},
+		40226: {said: "403 user_blocked", cause: "WeChat considers the user high-risk: only …"},
+		45011: {said: "429 rate_limited", retryAfter: "60", cause: "WeChat limits the calls of a minute: try again …"},
 		40013: {said: "500 misconfigured", cause: "WeChat does not know the AppID: copy it again from " + console},
 		40125: {said: "500 misconfigured", cause: "the AppSecret does not belong to the AppID: copy it again … since " +
 			"mp.weixin.qq.com does not show it again. … reset it at …, which ends the old one everywhere. … restart"},
@@ -184,8 +184,8 @@ func TestFailures(t *testing.T) {
 		50002: {said: "500 misconfigured", cause: "the AppID's account is restricted: read 通知中心 at mp.weixin.qq.com"},
 		61451: {said: "502 wechat_error", cause: "look it up at developers.weixin.qq.com"},
 		-1:    {said: "503 wechat_busy", retryAfter: "1", cause: "WeChat is busy: try again in a moment"},
-		45009: {said: "503 quota_exceeded", cause: "the day's quota is used up. WeChat allows at most twice as many logins a " +
-			"day as page views: keep a session instead of logging in at every start"},
+		45009: {said: "503 quota_exceeded", cause: "the day's quota is used up. WeChat allows at most twice as many " +
+			"logins a day as page views: keep a session instead of logging in at every start"},
 	}
 	for errcode := range errcodes {
 		same(t, errcode, tests[int(errcode)].said != "", true)
@@ -346,7 +346,7 @@ func TestAppIDs(t *testing.T) {
 		third       = "wx00112233445566aa"
 		has         = "400 appid_mismatch: The mini program has the AppID "
 		differs     = has + otherAppID + " and this service has " + testAppID + ": fix appid in project.config.json, "
-		noneOf      = ", which is none of this service's: fix appid in project.config.json, or add it to WX_APPID"
+		noneOf      = ", which is none of this service's: fix appid in project.config.json, or WX_APPID with"
 		tools       = ": the developer tools are in tourist mode, so give the project an AppID of your own, or "
 	)
 	tests := []struct {
