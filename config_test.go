@@ -78,7 +78,7 @@ func TestOddSettings(t *testing.T) {
 		"holds an invisible character: type it anew": {"WX_APPID=hunter2\u200bx", "WX_APPSECRET=\ufeffhunter2",
 			"ADDR=:1\u00a0", "TLS_KEY=x|TLS_CERT=hunter2\x7f"},
 		"has a comment behind it: put the comment on a line of its own": {"WX_APPID=hunter2 # my app, x",
-			"WX_TIMEOUT=5s\t#hunter2"},
+			"WX_APPSECRET=hunter2, # x", "WX_TIMEOUT=5s\t#hunter2"},
 		"holds ${…}, which nothing has replaced: write the value itself": {"WX_APPSECRET=${hunter2}",
 			"TLS_KEY=x|TLS_CERT=${hunter2}"},
 		"holds white space, a space or a line break: remove it": {"WX_APPID=hunter2 x", "ADDR=hunter2\n:1"},
@@ -246,7 +246,7 @@ func TestDotEnvInUse(t *testing.T) {
 	two := map[string]string{"WX_APPID": testAppID + "," + otherAppID} // whose AppSecrets are made up
 	writeFile(".env", "WX_TIMEOUT: x\nADDR="+startProgram(t, two, "-sandbox").addr)
 	_, stderr := runToEnd(t, 0, map[string]string{"WX_APPID": "", "ADDR": ""}, "-healthy")
-	checkWords(t, "standard error of -healthy", stderr, "")
+	same(t, "standard error of -healthy", stderr, "")
 
 	proxy := newWeChat(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
 	writeFile(".env", "WX_APPID="+testAppID+"\nWX_APPSECRET=odd\nWX_BASE_URL=https://x.invalid\nhttps_proxy="+proxy)
