@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,12 +12,11 @@ import (
 	"net/http"
 	"net/url"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -30,8 +31,9 @@ const (
 var (
 	leaks   = leakSecret + leakCode + leakKey + url.QueryEscape(leakSecret+leakCode+leakKey)
 	openID  = `"openid":"` + leakOpenID + `"`
-	success = `200 {` + openID + `}`
-	whole   = httpReply(`{"session_key":"` + leakKey + `",` + openID + `}`)
+	object  = "{" + openID + "}"
+	success = "200 " + object
+	whole   = reply(`{"session_key":"` + leakKey + `",` + openID + `}`)
 )
 
 // checkNoLeak wants none of them in text. The openid may be in an answer.
@@ -48,28 +50,24 @@ func checkNoLeak(t testing.TB, where, text string) {
 type service struct {
 	*handler
 	*client
-	log   *output
-	fakes []*fake
-	t     testing.TB
+	log *output
+	t   testing.TB
 }
 
 func newService(t testing.TB, timeout time.Duration, baseURLs ...string) *service {
-	t.Helper()
-	c := config{appID: testAppID, appSecret: leakSecret, timeout: timeout, maxInflight: 1024}
+	c := config{appIDs: []string{testAppID}, appSecrets: []string{leakSecret}, timeout: timeout, maxInflight: 1024}
 	for _, base := range baseURLs {
 		c.baseURLs = append(c.baseURLs, must(url.Parse(base)))
 	}
 	log := &output{}
 	logger := slog.New(slog.NewJSONHandler(log, nil))
 	wx := newClient(c, c.baseURLs, logger)
-	return &service{handler: &handler{wechat: wx, appID: c.appID, log: logger}, client: wx, log: log, t: t}
+	return &service{handler: &handler{wechat: wx, appIDs: c.appIDs, log: logger}, client: wx, log: log, t: t}
 }
 
-// post sends code and returns the answer.
-func (s *service) post(code string) result {
-	s.t.Helper()
-	return answer(s.t, s, string(must(json.Marshal(map[string]string{"code": code}))))
-}
+func (s *service) post(code string) result { return answer(s.t, s, asJSON(code)) }
+
+func asJSON(code string) string { return string(must(json.Marshal(map[string]string{"code": code}))) }
 
 // brief is the answer in short: 200 and its body, or status, error and errcode.
 func (got result) brief() string {
@@ -79,185 +77,164 @@ func (got result) brief() string {
 	return strings.TrimSuffix(fmt.Sprint(got.status, " ", got.Error, " ", got.ErrCode), " 0")
 }
 
-func httpReply(body string) string {
-	return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-}
-
-func writes(raw string) func(net.Conn) { return func(conn net.Conn) { io.WriteString(conn, raw) } }
-
-func replies(body string) func(net.Conn) { return writes(httpReply(body)) }
-
-func reset(conn net.Conn) {
-	conn.(*net.TCPConn).SetLinger(0)
-	conn.Close()
-}
-
-// repeats says first once and then again over and over, until the client has closed.
-func repeats(first, again string) func(net.Conn) {
-	return func(conn net.Conn) {
-		for _, err := io.WriteString(conn, first); err == nil; _, err = io.WriteString(conn, again) {
+// leads has a base URL lead to an error of the dial; or to a script, or a function, for each connection.
+func (s *service) leads(i int, to any) {
+	s.bases[i].dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if to == context.DeadlineExceeded {
+			<-ctx.Done()
 		}
+		if err, failed := to.(error); failed {
+			op := map[bool]string{false: "dial", true: "read"}[err == syscall.ECONNRESET] // which comes later
+			return nil, &net.OpError{Op: op, Net: "tcp", Source: &net.TCPAddr{Port: 1}, Err: err}
+		}
+		ours, theirs := net.Pipe()
+		go func() {
+			defer theirs.Close()
+			if script, ok := to.(string); ok {
+				play(theirs, script)
+			} else {
+				to.(func(net.Conn))(theirs)
+			}
+		}()
+		return wire{ours}, nil
 	}
 }
 
-// padded is a reply of so many bytes.
-func padded(size int) func(net.Conn) { return replies(fmt.Sprintf("%-*s", size, `{`+openID+`}`)) }
+// A wire is an end of a pipe. TLS sets this deadline for its last words, which would wait for a reader in a pipe.
+type wire struct{ net.Conn }
+
+func (w wire) SetWriteDeadline(time.Time) error { return w.Conn.SetWriteDeadline(time.Now()) }
+
+const (
+	next = "<next>" // in a script: read something
+	hold = "<hold>" // at the end of a part: wait until the client closes
+)
+
+// play reads something before each part of a script, and writes the part.
+func play(conn net.Conn, script string) {
+	for part := range strings.SplitSeq(script, next) {
+		conn.Read(make([]byte, 8192))
+		write(conn, part)
+	}
+}
+
+func write(conn net.Conn, part string) error {
+	part, held := strings.CutSuffix(part, hold)
+	_, err := io.WriteString(conn, part)
+	if held {
+		io.Copy(io.Discard, conn)
+	}
+	return err
+}
+
+func reply(body string) string {
+	return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+}
 
 // coded replaces the status of a whole reply with an openid, and may add header fields.
-func coded(status string) func(net.Conn) { return writes(strings.Replace(whole, "200 OK", status, 1)) }
+func coded(status string) string { return strings.Replace(whole, "200 OK", status, 1) }
 
-// A failing is what a WeChat does after it has read a request, and what comes of it.
+// A failing is what a WeChat answers, and what comes of it.
 type failing struct {
-	name   string
-	answer func(net.Conn)
-	want   string
-	cause  string // or any
+	name, answer string
+	want         string
+	cause        string // or any
 }
 
 const (
 	ok, end  = "HTTP/1.1 200 OK\r\n", "\r\n\r\n"
 	breaks   = "502 wechat_unreachable"
-	before   = "one: the connection broke before a reply: call wx.login again"
+	before   = ": the connection broke before a reply: call wx.login again"
 	middle   = "one: the connection broke in the middle of the reply: call wx.login again"
 	timedOut = "504 wechat_timeout"
-	late     = "one: no whole reply within WX_TIMEOUT: WeChat is slow: raise WX_TIMEOUT"
+	noReply  = ": no whole reply within WX_TIMEOUT: WeChat"
+	slow     = " is slow: raise WX_TIMEOUT"
 	useless  = "502 wechat_error"
-	check200 = ", not 200: check what WX_BASE_URL, or a proxy, leads to"
+	leadsTo  = ": check what WX_BASE_URL, or a proxy, leads to"
+	proxied  = " through the proxy proxy:1"
 )
 
-var breaking = []failing{
-	{name: "no reply", answer: writes(""), want: breaks, cause: before},
-	{name: "half a header", answer: writes(ok + "X: " + leaks), want: breaks, cause: before},
-	{name: "header without end", answer: repeats(ok, "X: "+leaks+"\r\n"), want: breaks, cause: before},
-	{name: "header over 64 KiB", answer: writes(ok + "X: " + strings.Repeat("x", 65<<10) + end), want: breaks,
-		cause: before},
-	{name: "SSH instead of HTTP", answer: writes("SSH-2.0-" + leaks + "\r\n"), want: breaks, cause: before},
-	{name: "bad status", answer: writes("HTTP/1.1 " + leaks + end), want: breaks, cause: before},
-	{name: "bad header line", answer: writes(ok + leaks + end), want: breaks, cause: before},
-	{name: "half a body", answer: writes(whole[:len(whole)-1]), want: breaks, cause: middle},
-	{name: "bad chunk", answer: writes(ok + "Transfer-Encoding: chunked" + end + leaks + "\r\n"), want: breaks,
-		cause: middle},
+var failings = []failing{
+	{name: "closed", answer: "", want: breaks, cause: "one" + before},
+	{name: "half a header", answer: ok + "X: " + leaks, want: breaks, cause: "one" + before},
+	{name: "long header", answer: ok + "X: " + strings.Repeat(leaks, 500) + end, want: breaks, cause: "one" + before},
+	{name: "SSH instead of HTTP", answer: "SSH-2.0-" + leaks + "\r\n", want: breaks, cause: "one" + before},
+	{name: "bad status", answer: "HTTP/1.1 " + leaks + end, want: breaks, cause: "one" + before},
+	{name: "bad header line", answer: ok + leaks + end, want: breaks, cause: "one" + before},
+	{name: "half a body", answer: whole[:len(whole)-1], want: breaks, cause: middle},
+	{name: "bad chunk", answer: ok + "Transfer-Encoding: chunked" + end + leaks, want: breaks, cause: middle},
+	{name: "silence", answer: hold, want: timedOut, cause: "one" + noReply + slow},
+	{name: "half a body, held", answer: whole[:len(whole)-1] + hold, want: timedOut, cause: "one" + noReply + slow},
+
+	{name: "closed, proxy", answer: "x", want: breaks, cause: "one" + proxied + before},
+	{name: "silence, proxy", answer: hold, want: timedOut, cause: "one" + noReply + proxied + slow},
+	{name: "502 and HTML, proxy", answer: "HTTP/1.1 502 " + leaks + end + "<html>" + leaks, want: useless,
+		cause: "one" + proxied + " gave HTTP status 502, not 200" + leadsTo},
+
+	{name: "101", answer: "HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: " + leaks + end + hold, want: useless,
+		cause: "one gave HTTP status 101, not 200" + leadsTo},
+	{name: "201", answer: coded("201 Created"), want: useless, cause: "one gave HTTP status 201, not 200" + leadsTo},
+	{name: "302", answer: coded("302 X\r\nLocation: http://[" + leaks), want: useless},
+	{name: "400", answer: "HTTP/1.1 400 X" + end + `{"errcode":40029}`, want: useless},
+	{name: "64 KiB", answer: reply(fmt.Sprintf("%-65536s", object)), want: success},
+	{name: "64 KiB and a byte", answer: reply(fmt.Sprintf("%-65537s", object)), want: useless,
+		cause: "one gave a reply of over 64 KiB" + leadsTo},
+	{name: "empty object", answer: reply(`{}`), want: useless, cause: "one gave a reply without an openid" + leadsTo},
+	{name: "empty openid", answer: reply(`{"openid":""}`), want: useless},
+	{name: "array", answer: reply("[" + object + "]"), want: useless,
+		cause: "one gave a reply that is not the JSON object that WeChat sends" + leadsTo},
+	{name: "something after", answer: reply(object + leakKey), want: useless},
+	{name: "white space around", answer: reply("\r\n\t " + object + " \n"), want: success},
+	{name: "odd session_key", answer: reply(`{"session_key":["` + leakKey + `"],` + openID + `}`), want: success},
+	{name: "empty unionid", answer: reply(`{"unionid":"",` + openID + `}`), want: success},
+	{name: "unionid", answer: reply(`{"unionid":"u",` + openID + `}`), want: `200 {` + openID + `,"unionid":"u"}`},
+	{name: "string", answer: reply(`{"errcode":"40163","errmsg":"` + leakKey + `"}`), want: "400 code_used 40163"},
+	{name: "whole float", answer: reply(`{"errcode":4.5011e4}`), want: "429 rate_limited 45011"},
+	{name: "broken float", answer: reply(`{"errcode":40029.5,` + openID + `}`), want: useless},
+	{name: "beyond all bounds", answer: reply(`{"errcode":1e999,` + openID + `}`), want: useless},
+	{name: "0", answer: reply(`{"errcode":0,"errmsg":"ok",` + openID + `}`), want: success},
+	{name: "null", answer: reply(`{"errcode":null,"errmsg":null,"unionid":null,` + openID + `}`), want: success},
+	{name: "true", answer: reply(`{"errcode":true,` + openID + `}`), want: useless},
+	{name: "empty", answer: reply(`{"errcode":"",` + openID + `}`), want: useless},
+	{name: "beside an openid", answer: reply(`{` + openID + `,"errcode":40226}`), want: "403 user_blocked 40226"},
+	{name: "bad openid", answer: reply(`{"openid":1,"errcode":40029}`), want: "400 invalid_code 40029"},
+	{name: "further in", answer: reply(`{"data":{"errcode":40029},` + openID + `}`), want: success},
 }
 
-var hanging = []failing{
-	{name: "no reply", answer: untilClosed, want: timedOut, cause: late},
-	{name: "body that does not end",
-		answer: func(conn net.Conn) { io.WriteString(conn, whole[:len(whole)-1]); untilClosed(conn) },
-		want:   timedOut, cause: late},
-}
-
-var nonsense = []failing{
-	{name: "101", answer: writes("HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: " + leaks + end + leaks), want: useless,
-		cause: "one gave HTTP status 101" + check200},
-	{name: "201 with an openid", answer: coded("201 Created"), want: useless,
-		cause: "one gave HTTP status 201" + check200},
-	{name: "307 elsewhere", answer: coded("307 X\r\nLocation: http://two/"), want: useless,
-		cause: "one gave HTTP status 307" + check200},
-	{name: "302 to nowhere", answer: coded("302 X\r\nLocation: http://[" + leaks), want: useless,
-		cause: "one gave HTTP status 302" + check200},
-	{name: "400 with an errcode", answer: writes(strings.Replace(httpReply(`{"errcode":40029}`), "200 OK", "400 X", 1)),
-		want: useless},
-	{name: "502 and HTML", answer: writes("HTTP/1.1 502 " + leaks + "\r\nContent-Type: text/html" + end + "<html>" + leaks), want: useless},
-	{name: "body without end", answer: repeats(ok+"\r\n", leaks), want: useless,
-		cause: "one gave a reply of over 64 KiB: check what WX_BASE_URL, or a proxy, leads to"},
-	{name: "64 KiB", answer: padded(64 << 10), want: success},
-	{name: "64 KiB and a byte", answer: padded(64<<10 + 1), want: useless},
-	{name: "empty object", answer: replies(`{}`), want: useless,
-		cause: "one gave a reply without an openid: check what WX_BASE_URL, or a proxy, leads to"},
-	{name: "empty openid", answer: replies(`{"openid":""}`), want: useless},
-	{name: "array", answer: replies(`[{` + openID + `}]`), want: useless,
-		cause: "one gave a reply that is not the JSON object that WeChat sends: check what WX_BASE_URL, or a proxy, leads to"},
-	{name: "something after the object", answer: replies(`{` + openID + `} ` + leakKey), want: useless},
-	{name: "white space around", answer: replies("\r\n\t {" + openID + "} \n"), want: success},
-	{name: "session_key of another kind", answer: replies(`{"session_key":{"a":["` + leakKey + `"]},` + openID + `}`),
-		want: success},
-	{name: "empty unionid", answer: replies(`{"unionid":"",` + openID + `}`), want: success},
-	{name: "unionid", answer: replies(`{"unionid":"u",` + openID + `}`),
-		want: strings.TrimSuffix(success, "}") + `,"unionid":"u"}`},
-	{name: "errcode in a string", answer: replies(`{"errcode":"40163"}`), want: "400 code_used 40163"},
-	{name: "errcode as a whole float", answer: replies(`{"errcode":4.5011e4}`), want: "429 rate_limited 45011"},
-	{name: "errcode as a broken float", answer: replies(`{"errcode":40029.5,` + openID + `}`), want: useless},
-	{name: "errcode beyond all bounds", answer: replies(`{"errcode":1e999,` + openID + `}`), want: useless},
-	{name: "errcode 0", answer: replies(`{"errcode":0,"errmsg":"ok",` + openID + `}`), want: success},
-	{name: "errcode null", answer: replies(`{"errcode":null,"errmsg":null,"unionid":null,` + openID + `}`),
-		want: success},
-	{name: "errcode true", answer: replies(`{"errcode":true,` + openID + `}`), want: useless},
-	{name: "errcode empty", answer: replies(`{"errcode":"",` + openID + `}`), want: useless},
-	{name: "errcode and an openid", answer: replies(`{` + openID + `,"errcode":40226}`),
-		want: "403 user_blocked 40226"},
-	{name: "errcode and a bad openid", answer: replies(`{"openid":1,"errcode":40029}`), want: "400 invalid_code 40029"},
-	{name: "errcode further in", answer: replies(`{"data":{"errcode":40029},` + openID + `}`), want: success},
-}
-
-// TestReplies has two base URLs. The second is never asked, since the first may have seen the code.
+// TestReplies holds what a WeChat answers against the service's answer and cause.
 func TestReplies(t *testing.T) {
-	t.Parallel()
-	for _, test := range slices.Concat(breaking, hanging, nonsense) {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			one, two := newFake(up, nil).once(test.answer), named("two", up)
-			inBubble(t, 5*time.Second, "http://one http://two", func(t *testing.T, s *service) {
-				got := s.post(leakCode)
-				if got := got.brief(); got != test.want || one.asked.Load() != 1 || two.asked.Load() != 0 {
-					t.Errorf("got %s, want %s; requests: %d and %d, want one and none", got, test.want, one.asked.Load(), two.asked.Load())
-				}
-				if cause := s.log.next(t, "request")["cause"]; test.cause != "" && cause != test.cause {
-					t.Errorf("got cause\n%v, want\n%s", cause, test.cause)
-				}
-				_, f := s.client.openID(t.Context(), leakCode)
-				checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
-				checkNoLeak(t, "log", s.log.String())
-				checkNoLeak(t, "failure", fmt.Sprintf("%+v", f))
-			}, one, two)
+	for _, test := range failings {
+		synctest.Test(t, func(t *testing.T) {
+			s := newService(t, 5*time.Second, "http://one")
+			s.leads(0, test.answer)
+			if strings.Contains(test.name, "proxy") {
+				s.bases[0].proxy = must(url.Parse("http://u:TopSecret@proxy:1"))
+			}
+			got, cause := s.post(leakCode), s.log.next(t, "request")["cause"]
+			if got.brief() != test.want || cause != test.cause && test.cause != "" {
+				t.Errorf("%s: got %s, %v; want %s, %s", test.name, got.brief(), cause, test.want, test.cause)
+			}
+			checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
+			checkNoLeak(t, "log", s.log.String())
 		})
 	}
 }
 
-// TestProxyIsNamed has a connection through a proxy, after which that may be the culprit, too.
-func TestProxyIsNamed(t *testing.T) {
-	t.Parallel()
-	const through = " through the proxy proxy:1"
-	for _, test := range []failing{
-		{name: "breaks", answer: writes(""), cause: "one" + through + before[len("one"):]},
-		{name: "hangs", answer: untilClosed, cause: strings.Replace(late, "WeChat", "WeChat"+through, 1)},
-		{name: "status", answer: coded("502 X"), cause: "one" + through + " gave HTTP status 502" + check200},
-	} {
-		one := newFake(up, nil).once(test.answer)
-		inBubble(t, 5*time.Second, "http://one", func(t *testing.T, s *service) {
-			s.bases[0].proxy = &url.URL{Scheme: "http", Host: "proxy:1", User: url.UserPassword("u", "TopSecret")}
-			s.post(leakCode)
-			if cause := s.log.next(t, "request")["cause"]; cause != test.cause {
-				t.Errorf("got cause\n%v, want\n%s", cause, test.cause)
-			}
-			checkNoLeak(t, "log", s.log.String())
-		}, one)
-	}
-}
-
+// TestErrMsg holds an errmsg against the rid, and the end of the cause.
 func TestErrMsg(t *testing.T) {
-	t.Parallel()
-	const seen = "; WeChat saw the address "
-	tests := []struct {
-		name, errmsg string
-		errcode      int64
-		rid          string
-		cause        string // its end
-	}{
-		{name: "rid", errcode: 1, errmsg: "invalid code, rid: " + testRid, rid: testRid},
-		{name: "rid without a comma", errcode: 1, errmsg: "invalid ip 203.0.113.7 rid: " + testRid + " (x)",
-			rid: testRid},
-		{name: "rid too long", errcode: 1, errmsg: "rid: " + testRid + "0"},
-		{name: "rid in capitals", errcode: 1, errmsg: "rid: " + strings.ToUpper(testRid)},
-		{name: "IPv4", errcode: 40164, errmsg: "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist rid: " + testRid,
-			rid: testRid, cause: seen + "203.0.113.7"},
-		{name: "IPv6", errcode: 40164, errmsg: "invalid ip 2001:db8::1, not in whitelist", cause: seen + "2001:db8::1"},
-		{name: "IPv6 with a zone", errcode: 40164, errmsg: "invalid ip fe80::1%" + leakKey + ", not in whitelist"},
-		{name: "no address", errcode: 40164, errmsg: "invalid ip " + leakKey + ", not in whitelist"},
-	}
-	for _, test := range tests {
-		plain := refusal(test.errcode, "").cause
-		if f := refusal(test.errcode, test.errmsg); f.rid != test.rid || f.cause != plain+test.cause {
-			t.Errorf("%s: got rid %q and cause %q, want %q and %q", test.name, f.rid, f.cause, test.rid, plain+test.cause)
+	const ip, seen = "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, not in whitelist", "; WeChat saw the address "
+	for errmsg, want := range map[string][2]string{
+		"invalid code, rid: " + testRid:                        {testRid, ""},
+		ip + " rid: " + testRid + " (x)":                       {testRid, seen + "203.0.113.7"},
+		"rid: " + testRid + "0":                                {},
+		"rid: " + strings.ToUpper(testRid):                     {},
+		"invalid ip 2001:db8::1, not in whitelist":             {"", seen + "2001:db8::1"},
+		"invalid ip fe80::1%" + leakKey + ", not in whitelist": {},
+		"invalid ip " + leakKey + ", not in whitelist":         {},
+	} {
+		f := refusal(40164, errmsg)
+		if got := [2]string{f.rid, strings.TrimPrefix(f.cause, refusal(40164, "").cause)}; got != want {
+			t.Errorf("%s: got rid and end of the cause %q, want %q", errmsg, got, want)
 		}
 	}
 }
@@ -266,285 +243,232 @@ func TestErrMsg(t *testing.T) {
 // past slog, and reads the proxy from the environment.
 func TestNothingLeaksFromTheProgram(t *testing.T) {
 	t.Parallel()
-	proxy := newWeChat(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(403) })
-	bases := []string{"https://one.invalid", "https://two.invalid"} // by the proxy, unlike loopback addresses
-	does := map[string]func(net.Conn){leakCode + "out of turn": writes(whole + leaks), leakCode + "and HTTP": writes(whole + whole)}
-	for _, f := range slices.Concat(breaking, nonsense) {
-		does[leakCode+f.name] = f.answer
+	does := map[string]string{"twice": whole + whole, "more": whole + leaks}
+	for _, f := range failings {
+		if !strings.HasSuffix(f.answer, hold) {
+			does[f.name] = f.answer
+		}
 	}
-	wechat := newWeChat(t, hijacked(func(conn net.Conn, r *http.Request) { does[r.FormValue("js_code")](conn) }))
-	p := startProcess(t, credentials("WX_APPSECRET", leakSecret, "WX_BASE_URL", strings.Join(append(bases, wechat), ","),
-		"HTTPS_PROXY", "http://u:"+leakKey[:12]+"@"+strings.TrimPrefix(proxy, "http://")), "")
-	for code := range does {
-		referer := "https://servicewechat.com/wx1/1/page-frame.html?" + url.QueryEscape(code)
-		got := post(t, p.url+"/openid", string(must(json.Marshal(map[string]string{"code": code}))), "Referer", referer)
+	wechat := newWeChat(t, func(w http.ResponseWriter, r *http.Request) {
+		conn, _, _ := w.(http.Hijacker).Hijack()
+		write(conn, does[strings.TrimPrefix(r.FormValue("js_code"), leakCode)])
+		conn.Close()
+	})
+	proxy := strings.TrimPrefix(newWeChat(t, http.NotFound), "http://") // not for loopback addresses
+	p := startProcess(t, credentials("WX_APPSECRET", leakSecret, "HTTPS_PROXY", "http://u:"+leakKey[:12]+"@"+proxy,
+		"WX_BASE_URL", "https://one.invalid,https://two.invalid,"+wechat), "")
+	for name := range does {
+		referer := "https://servicewechat.com/wx1/1/page-frame.html?" + url.QueryEscape(leakCode)
+		got := post(t, p.url+"/openid", asJSON(leakCode+name), "Referer", referer)
 		checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
 	}
-	if code := p.stop(); code != 0 {
-		t.Errorf("got exit code %d, want 0", code)
-	}
+	p.stop()
 	log := p.log.String()
 	checkNoLeak(t, "output", log+p.out.String())
-	if got := strings.Count(log, `"msg":"request"`); got != len(does) || strings.Count(log, "out of reach") != len(bases) {
+	if got := strings.Count(log, `"msg":"request"`); got != len(does) || strings.Count(log, "out of reach") != 2 {
 		t.Errorf("got %d requests in the log, want %d, and each base URL out of reach once:\n%s", got, len(does), log)
 	}
 }
 
-// hijacked hands serve the connection of each request.
-func hijacked(serve func(net.Conn, *http.Request)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		r.ParseForm()
-		conn, _, _ := w.(http.Hijacker).Hijack()
-		defer conn.Close()
-		serve(conn, r)
-	}
+// TestConnectionIsKept has a connection used again, whatever the status was, until nobody has used it for 50 s.
+func TestConnectionIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, dials := newService(t, 5*time.Second, "http://one"), 0
+		s.leads(0, func(conn net.Conn) { dials++; play(conn, strings.Repeat(coded("502 X")+next, 3)) })
+		for i, want := range []int{1, 1, 2} {
+			time.Sleep([]time.Duration{0, 49 * time.Second, 51 * time.Second}[i])
+			if got := s.post("x").brief(); got != useless || dials != want {
+				t.Errorf("got %s after %d dials, want %s after %d", got, dials, useless, want)
+			}
+		}
+		time.Sleep(time.Minute)
+	})
 }
 
-// TestKeptConnectionDies has net/http send the GET once more, on a new connection to the same base URL, and no more
-// than once more. What dies later, or in time, is never sent again.
-func TestKeptConnectionDies(t *testing.T) {
-	t.Parallel()
+// TestTurns has as many connections as turns, and then no turn.
+func TestTurns(t *testing.T) {
+	for maxInflight, want := range map[int]int{1: 256, 1024: 256, 2000: 500} {
+		wx := newClient(config{maxInflight: maxInflight}, []*url.URL{{Scheme: "http", Host: "one"}}, nil)
+		got := []int{cap(wx.turns), wx.bases[0].transport.MaxConnsPerHost, wx.bases[0].transport.MaxIdleConnsPerHost}
+		if !slices.Equal(got, []int{want, want, want}) {
+			t.Errorf("got %d turns, connections and unused ones with MAX_INFLIGHT=%d, want %d", got, maxInflight, want)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s, start := newService(t, 5*time.Second, "http://one"), time.Now()
+		s.turns = nil
+		const want = "all turns were taken for half of WX_TIMEOUT: WeChat is slow, this machine has too little CPU, or " +
+			"MAX_INFLIGHT has to be raised"
+		got, cause := s.post("x").brief(), s.log.next(t, "request")["cause"]
+		if got != "503 overloaded" || cause != want || time.Since(start) != 2500*time.Millisecond {
+			t.Errorf("got %s after %v, %v; want 503 overloaded after 2.5 s, %s", got, time.Since(start), cause, want)
+		}
+	})
+}
+
+// TestNoConnection has no connection to a base URL, with all of its time and with less.
+func TestNoConnection(t *testing.T) {
+	const (
+		plain    = "http://u:TopSecret@proxy:1"
+		socks    = "socks5://u:TopSecret@proxy:1"
+		http200  = ok + "\r\n"
+		http400  = "HTTP/1.1 400 X" + end
+		machine  = "this machine has no file descriptor left: raise LimitNOFILE (ulimit -n), or lower MAX_CONNS"
+		direct   = ": check the firewall, what WX_BASE_URL leads to, and whether this network needs HTTPS_PROXY"
+		dns      = ": check DNS, and the name in WX_BASE_URL"
+		cert     = ": check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
+		away     = "the proxy proxy:1 cannot be reached ("
+		start    = "): start it, or fix HTTPS_PROXY"
+		noConn   = "the proxy proxy:1 gives no connection to wechat:443 ("
+		password = "): check user and password in HTTPS_PROXY"
+		rules    = "): check its rules and its node, and the scheme in HTTPS_PROXY: http://, " +
+			"or socks5:// for a SOCKS port"
+		late   = "no answer in time"
+		closed = "connection closed"
+		noTLS  = "tls: first record does not look like a TLS handshake"
+	)
+	presents := func(first, host string, from, to time.Duration) any { // a certificate
+		return func(conn net.Conn) {
+			if first != "" {
+				play(conn, first)
+			}
+			ca, begin, end := newAuthority(t), time.Now().Add(from), time.Now().Add(to)
+			leaf := ca.sign(t, &x509.Certificate{DNSNames: []string{host}, NotBefore: begin, NotAfter: end})
+			pair := tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: ca.key}
+			tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{pair}}).Handshake()
+		}
+	}
+	type ends []any
+	silent, noHost := context.DeadlineExceeded, &net.DNSError{Err: "no such host", IsNotFound: true}
 	tests := []struct {
-		name     string
-		die      func(net.Conn)
-		freshToo bool // a new connection dies as well
-		want     string
-		asked    int64 // requests that WeChat sees, the first login's included
+		proxy string
+		to    ends // a connection each
+		cause string
 	}{
-		{name: "closed", die: writes(""), want: success, asked: 3},
-		{name: "reset", die: reset, want: success, asked: 3},
-		{name: "closed again", die: writes(""), freshToo: true, want: breaks, asked: 3},
-		{name: "after a byte", die: writes("H"), want: breaks, asked: 2},
-		{name: "half a reply", die: writes(whole[:len(whole)-1]), want: breaks, asked: 2},
-		{name: "silent", die: untilClosed, want: timedOut, asked: 2},
+		{to: ends{syscall.EMFILE, &net.DNSError{Err: "socket: too many open files"}}, cause: machine},
+		{proxy: plain, to: ends{syscall.EMFILE}, cause: machine},
+		{to: ends{noHost}, cause: "wechat: no such host" + dns},
+		{to: ends{&net.DNSError{Err: "read udp 10.0.0.2:40->10.0.0.1:53: refused"}, &net.DNSError{IsTimeout: true}},
+			cause: "wechat: the name lookup failed or took too long" + dns},
+		{to: ends{presents("", "wechat", -time.Hour, -time.Minute), presents("", "wechat", time.Hour, 2*time.Hour)},
+			cause: "wechat: the certificate has expired or is not yet valid" + cert},
+		{to: ends{presents("", "wechat", -time.Hour, time.Hour)}, cause: "wechat: x509: certificate signed by unknown authority" + cert},
+		{proxy: plain, to: ends{presents(http200, "x", -time.Hour, time.Hour)},
+			cause: "wechat: x509: certificate is valid for x, not wechat" + cert + "; a proxy that intercepts TLS needs its CA here"},
+		{proxy: plain, to: ends{syscall.ECONNREFUSED}, cause: away + "connection refused" + start},
+		{proxy: plain, to: ends{silent, syscall.ETIMEDOUT}, cause: away + late + start},
+		{proxy: socks, to: ends{silent}, cause: away + late + start},
+		{proxy: plain, to: ends{noHost}, cause: away + "no such host" + start},
+		{proxy: plain, to: ends{"HTTP/1.1 407 X" + end}, cause: noConn + "status 407" + password},
+		{proxy: plain, to: ends{"HTTP/1.1 401 X" + end}, cause: noConn + "status 401" + password},
+		{proxy: plain, to: ends{"HTTP/1.1 403 X\r\nX: " + leaks + end}, cause: noConn + "status 403" + rules},
+		{proxy: plain, to: ends{hold, http200 + next + hold}, cause: noConn + late + rules},
+		{proxy: plain, to: ends{"", http200 + next, syscall.ECONNRESET}, cause: noConn + closed + rules},
+		{proxy: plain, to: ends{http200 + next + http400}, cause: noConn + noTLS + rules},
+		{proxy: plain, to: ends{"SSH-2.0-" + leaks + end, ok + leaks + end}, cause: noConn + "no HTTP" + rules},
+		{proxy: "https://proxy:1", to: ends{http400}, cause: noConn + noTLS + rules},
+		{proxy: socks, to: ends{"\x05\xff"}, cause: noConn + "no acceptable authentication methods" + password},
+		{proxy: socks, to: ends{"\x05\x02" + next + "\x01\x01"}, cause: noConn + "username/password authentication failed" + password},
+		{proxy: socks, to: ends{"\x05\x00" + next + "\x05\x02\x00\x01\x00\x00\x00\x00\x00\x00"},
+			cause: noConn + "connection not allowed by ruleset" + rules},
+		{proxy: socks, to: ends{http400}, cause: noConn + "unexpected protocol version 72" + rules},
+		{proxy: socks, to: ends{"", syscall.ECONNRESET}, cause: noConn + closed + rules},
+		{proxy: socks, to: ends{hold}, cause: noConn + late + rules},
+		{to: ends{syscall.ECONNREFUSED}, cause: "wechat:443: connection refused" + direct},
+		{to: ends{syscall.ENETUNREACH}, cause: "wechat:443: network is unreachable" + direct},
+		{to: ends{silent, syscall.ETIMEDOUT, hold}, cause: "wechat:443: " + late + direct},
+		{to: ends{"", syscall.ECONNRESET}, cause: "wechat:443: " + closed + direct},
+		{to: ends{http400}, cause: "wechat:443: " + noTLS + direct},
 	}
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			var one, two atomic.Int64
-			var seen sync.Map // connections, by their address
-			s := newService(t, time.Second, newWeChat(t, func(w http.ResponseWriter, r *http.Request) {
-				if _, kept := seen.LoadOrStore(r.RemoteAddr, true); one.Add(1) > 1 && (kept || test.freshToo) {
-					hijacked(func(conn net.Conn, _ *http.Request) { test.die(conn) })(w, r)
+		for i, to := range test.to {
+			synctest.Test(t, func(t *testing.T) {
+				s := newService(t, 20*time.Second, "https://wechat")
+				s.leads(0, to)
+				if test.proxy != "" {
+					s.bases[0].proxy = must(url.Parse(test.proxy))
 				}
-				io.WriteString(w, `{`+openID+`}`)
-			}), newWeChat(t, func(http.ResponseWriter, *http.Request) { two.Add(1) }))
-			for _, want := range []string{success, test.want} {
-				if got := s.post(leakCode).brief(); got != want {
-					t.Errorf("got %s, want %s; the log is:\n%s", got, want, s.log)
+				got, log, cause := s.post(leakCode).brief(), s.log.String(), s.log.next(t, "request")["cause"]
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				defer cancel()
+				if _, f := s.exchange(ctx, leakCode); got != breaks || cause != test.cause || f.cause != test.cause {
+					t.Errorf("%d: got %s, %v\nwith less time %s\nwant %s", i, got, cause, f.cause, test.cause)
 				}
+				if strings.Contains(log, `"WeChat is out of reach","host":"wechat","cause":`) != (test.cause != machine) {
+					t.Errorf("want a line that it is out of reach, if %s; got log\n%s", test.cause, log)
+				}
+				checkNoLeak(t, "log", log)
+			})
+		}
+	}
+}
+
+// TestSeveralCauses has no connection to two base URLs, each of which is said to be out of reach once.
+func TestSeveralCauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newService(t, 5*time.Second, "http://two", "http://one")
+		s.leads(0, context.DeadlineExceeded)
+		s.leads(1, syscall.ECONNREFUSED)
+		const remedy = ": check the firewall, what WX_BASE_URL leads to, and whether this network needs HTTP_PROXY"
+		const two = "one:80: connection refused" + remedy + "; two:80: no answer in time" + remedy
+		const proxy = "the proxy proxy:1 cannot be reached (no answer in time): start it, or fix HTTP_PROXY"
+		for _, want := range []string{two, two, proxy} {
+			if want == proxy { // it fails for both alike
+				s.leads(1, context.DeadlineExceeded)
+				s.bases[0].proxy, s.bases[1].proxy = &url.URL{Host: "proxy:1"}, &url.URL{Host: "proxy:1"}
 			}
-			if one.Load() != test.asked || two.Load() != 0 {
-				t.Errorf("got %d and %d requests, want %d and none", one.Load(), two.Load(), test.asked)
-			}
-		})
-	}
-}
-
-// check posts code, and wants an outcome after a time, and numbers of dials to the two fakes.
-func (s *service) check(code, want string, took time.Duration, one, two int64) {
-	s.t.Helper()
-	start := time.Now()
-	got := strings.NewReplacer(`200 {"openid":"`, "", `"}`, "").Replace(s.post(code).brief())
-	if passed := time.Since(start); got != want || passed != took {
-		s.t.Errorf("got %s after %v, want %s after %v; the log is:\n%s", got, passed, want, took, s.log)
-	}
-	if gotOne, gotTwo := s.fakes[0].dials.Swap(0), s.fakes[1].dials.Swap(0); gotOne != one || gotTwo != two {
-		s.t.Errorf("got %d and %d dials, want %d and %d", gotOne, gotTwo, one, two)
-	}
-}
-
-const oneTwo = "http://one http://two"
-
-func TestPassedOver(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		name    string
-		connect func(context.Context) error
-		wait    time.Duration
-	}{{name: "refuses", connect: refuses}, {name: "silent", connect: silent, wait: 2 * time.Second}} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) {
-				s.check("x", "two", test.wait, 1, 1)
-				s.check("x", "two", 0, 0, 0)
-				time.Sleep(30*time.Second - time.Millisecond)
-				s.check("x", "two", 0, 0, 0)
-				time.Sleep(time.Second)
-				var retry sync.WaitGroup
-				retry.Go(func() { s.post("x") })
-				time.Sleep(time.Second)
-				if test.wait > 0 {
-					s.check("x", "two", 0, 1, 0) // while another exchange tries the first again
-				}
-				retry.Wait()
-				s.fakes[0].dials.Store(0)
-				s.check("x", "two", 0, 0, 0)
-				time.Sleep(31 * time.Second)
-				s.fakes[0].connect.Store(up)
-				s.check("x", "one", 0, 1, 0)
-				s.check("x", "one", 0, 0, 0)
-				if got := strings.Count(s.log.String(), "out of reach"); got != 1 {
-					t.Errorf("got %d lines of that in the log, want 1:\n%s", got, s.log)
-				}
-			}, named("one", test.connect), named("two", up))
-		})
-	}
-}
-
-func TestAllPassedOver(t *testing.T) {
-	t.Parallel()
-	inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) {
-		for range 2 {
-			s.check("x", "502 wechat_unreachable", 2*time.Second, 1, 1)
-		}
-		const remedy = ": check the firewall, or set HTTP_PROXY if this network needs a proxy"
-		if cause := s.log.next(t, "request")["cause"]; cause != "one:80: connection refused"+remedy+"; two:80: no answer in time"+remedy {
-			t.Errorf("got cause %q, want both base URLs in it", cause)
-		}
-		s.fakes[1].connect.Store(up)
-		s.check("x", "two", 0, 1, 1)
-		s.check("x", "two", 0, 0, 0)
-		for _, b := range s.bases { // a proxy fails for all alike
-			b.proxy = &url.URL{Scheme: "http", Host: "proxy:1"}
-			b.transport.CloseIdleConnections()
-		}
-		s.fakes[1].connect.Store(refuses)
-		s.check("x", "502 wechat_unreachable", 0, 1, 1)
-		const want = `"cause":"the proxy proxy:1 cannot be reached (connection refused): start it, or fix HTTP_PROXY"}` + "\n"
-		if got := s.log.String(); !strings.HasSuffix(got, want) {
-			t.Errorf("got log\n%s\nwant %s at its end", got, want)
-		}
-	}, named("one", refuses), named("two", silent))
-}
-
-func TestTimeout(t *testing.T) {
-	t.Parallel()
-	inBubble(t, time.Second, oneTwo, func(t *testing.T, s *service) { // over before the first has failed
-		s.check("x", "504 wechat_timeout", time.Second, 1, 0)
-		s.check("x", "two", 0, 0, 1)
-	}, named("one", silent), named("two", up))
-	inBubble(t, 30*time.Second, oneTwo, func(t *testing.T, s *service) { // slow DNS, say: it is the only limit
-		s.check("x", "one", 12*time.Second, 1, 0)
-	}, named("one", takes(12*time.Second)), named("two", up))
-	inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) { // for both
-		s.check("wait", "504 wechat_timeout", 5*time.Second, 1, 1)
-	}, named("one", silent), named("two", up))
-}
-
-func TestNotPassedOver(t *testing.T) {
-	t.Parallel()
-	inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) { // the caller hung up
-		ctx, hangUp := context.WithCancel(t.Context())
-		time.AfterFunc(500*time.Millisecond, hangUp)
-		if _, f := s.client.openID(ctx, "x"); f == nil || f.word != "client_closed_request" {
-			t.Errorf("got %v, want client_closed_request", f)
-		}
-		s.fakes[0].connect.Store(up)
-		s.check("x", "one", 0, 2, 0)
-	}, named("one", silent), named("two", up))
-	inBubble(t, 5*time.Second, oneTwo, func(t *testing.T, s *service) { // there was a connection
-		s.check("wait", "504 wechat_timeout", 5*time.Second, 1, 0)
-		s.check("x", "one", time.Second, 1, 0)
-	}, named("one", takes(time.Second)), named("two", up))
-}
-
-// TestTurns has many exchanges at a time, and again: connections are bounded, used again, and given up in time.
-func TestTurns(t *testing.T) {
-	t.Parallel()
-	for maxInflight, want := range map[int]int{1: 256, 1024: 256, 2000: 500} {
-		if got := cap(newClient(config{maxInflight: maxInflight}, nil, nil).turns); got != want {
-			t.Errorf("got %d turns with MAX_INFLIGHT=%d, want %d", got, maxInflight, want)
-		}
-	}
-	inBubble(t, 10*time.Second, oneTwo, func(t *testing.T, s *service) {
-		all := func(n int, code string) {
-			var callers sync.WaitGroup
-			for range n {
-				callers.Go(func() { s.post(code) })
-			}
-			callers.Wait()
-		}
-		for _, want := range []int64{256, 0} {
-			all(300, "slow")
-			if got := s.fakes[0].dials.Swap(0); got != want {
-				t.Errorf("got %d dials for 300 exchanges at a time, want %d", got, want)
+			if s.post("x"); !strings.HasSuffix(s.log.String(), `"cause":"`+want+`"}`+"\n") {
+				t.Errorf("got log\n%s\nwant cause %s", s.log, want)
 			}
 		}
-		time.Sleep(49 * time.Second)
-		s.check("x", "one", 0, 0, 0)
-		time.Sleep(51 * time.Second)
-		s.check("x", "one", 0, 1, 0)
-		go all(256, "wait")
-		time.Sleep(time.Second)
-		s.fakes[0].dials.Store(0)
-		s.check("x", "503 overloaded", 5*time.Second, 0, 0)
-		if cause := s.log.String(); !strings.Contains(cause, "all turns were taken for half of WX_TIMEOUT: WeChat is slow") {
-			t.Errorf("got log\n%s\nwant the turns in it", cause)
+		if got := strings.Count(s.log.String(), "out of reach"); got != 2 {
+			t.Errorf("got %d lines of that in the log, want 2:\n%s", got, s.log)
 		}
-		ctx, hangUp := context.WithTimeout(t.Context(), time.Second)
-		defer hangUp()
-		if _, f := s.client.openID(ctx, "x"); f == nil || f.word != "client_closed_request" {
-			t.Errorf("got %v for a caller who hangs up in line, want client_closed_request", f)
-		}
-		time.Sleep(10 * time.Second)
-		s.check("x", "one", 0, 1, 0) // and no base URL is passed over
-	}, named("one", up), named("two", up))
+	})
 }
 
+// TestRequestToWeChat has two AppIDs, each with its AppSecret.
 func TestRequestToWeChat(t *testing.T) {
 	t.Parallel()
-	const strange = `&=+%#?/\;:@!$'()*,[]{}|^~<>"` + "`"
-	tests := []struct{ name, prefix, appSecret, code, path string }{
-		{name: "plain", appSecret: "0123456789abcdef", code: "0a1B2c", path: "/sns/jscode2session"},
-		{name: "slash", prefix: "/", appSecret: "b", code: "c", path: "/sns/jscode2session"},
-		{name: "prefix", prefix: "/a/b", appSecret: "b", code: "c", path: "/a/b/sns/jscode2session"},
-		{name: "prefix and slash", prefix: "/a/b/", appSecret: "b", code: "c", path: "/a/b/sns/jscode2session"},
-		{name: "prefix with escapes", prefix: "/a%20b%2F", appSecret: "b", code: "c",
-			path: "/a%20b%2F/sns/jscode2session"},
-		{name: "strange AppSecret", appSecret: strange, code: "c", path: "/sns/jscode2session"},
-		{name: "strange code", appSecret: "b", code: strange, path: "/sns/jscode2session"},
-		{name: "code that adds values", appSecret: "b", code: "c&appid=x&secret=x&js_code=x#",
-			path: "/sns/jscode2session"},
+	const strange, other, api = `&=+%#?/\;:@!$'()*,[]{}|^~<>" ` + "`", "wxfedcba9876543210", "/sns/jscode2session"
+	tests := []struct{ prefix, appSecret, code, path string }{
+		{appSecret: "0123456789abcdef", code: "0a1B2c", path: api},
+		{prefix: "/", appSecret: "b", code: "c", path: api},
+		{prefix: "/a/b", appSecret: "b", code: "c", path: "/a/b" + api},
+		{prefix: "/a%20b%2F/", appSecret: "b", code: "c", path: "/a%20b%2F" + api},
+		{appSecret: strange, code: strange, path: api},
+		{appSecret: "b", code: "c&appid=x&secret=x&js_code=x#", path: api},
 	}
 	requests := make(chan *http.Request, 1)
 	wechat := newWeChat(t, func(w http.ResponseWriter, r *http.Request) { requests <- r; echo(w, r) })
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			s := newService(t, 10*time.Second, wechat+test.prefix)
-			s.query = newClient(config{appID: testAppID, appSecret: test.appSecret}, nil, nil).query
-			if got := s.post(test.code); got.OpenID != test.code {
-				t.Fatalf("got %d %s, want the openid", got.status, got.body)
+		appIDs, appSecrets := []string{testAppID, other}, []string{test.appSecret, testSecret}
+		c := config{appIDs: appIDs, appSecrets: appSecrets, timeout: time.Minute, maxInflight: 1}
+		wx := newClient(c, []*url.URL{must(url.Parse(wechat + test.prefix))}, nil)
+		for i, appID := range appIDs {
+			if got, f := wx.openID(t.Context(), appID, test.code); got.OpenID != test.code {
+				t.Fatalf("got %v and %v, want the openid", got, f)
 			}
-			r := <-requests
-			path, query, _ := strings.Cut(r.RequestURI, "?")
-			want := url.Values{"appid": {testAppID}, "secret": {test.appSecret}, "js_code": {test.code}, "grant_type": {"authorization_code"}}
-			if values, err := url.ParseQuery(query); r.Method != "GET" || path != test.path || err != nil || !reflect.DeepEqual(values, want) {
-				t.Errorf("got %s %s, want GET %s with %v", r.Method, r.RequestURI, test.path, want)
+			r, header := <-requests, http.Header{"User-Agent": {"Go-http-client/1.1"}} // and so no length of a body
+			want := test.path + "?appid=" + appID + "&grant_type=authorization_code&secret=" +
+				url.QueryEscape(appSecrets[i]) + "&js_code=" + url.QueryEscape(test.code)
+			if r.Method+r.RequestURI != "GET"+want || !reflect.DeepEqual(r.Header, header) || r.TransferEncoding != nil {
+				t.Errorf("got %s %s with %v, %v; want GET %s with %v", r.Method, r.RequestURI, r.Header, r.TransferEncoding, want, header)
 			}
-			if !regexp.MustCompile(`^[\w.~%+&=-]*$`).MatchString(query) {
-				t.Errorf("got query %s, want all else escaped", query)
-			}
-			header := http.Header{"User-Agent": {"Go-http-client/1.1"}} // and so no length of a body
-			if !reflect.DeepEqual(r.Header, header) || r.TransferEncoding != nil || r.Host != strings.TrimPrefix(wechat, "http://") {
-				t.Errorf("got header %v, Host %s and Transfer-Encoding %v, want %v alone", r.Header, r.Host, r.TransferEncoding, header)
-			}
-		})
+		}
 	}
 }
 
 // FuzzReply has WeChat send any bytes. The answer is a user, or a failure in words of the program's own.
 func FuzzReply(f *testing.F) {
-	for _, reply := range []string{whole, whole[:len(whole)-1], whole + whole, "", "SSH-2.0-" + leaks + "\r\n", httpReply(`[{}]`),
-		httpReply(`{"errcode":40029,"errmsg":"invalid code, rid: ` + testRid + `"}`), httpReply(`{"errcode":"40163"}`),
-		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\n{}\r\n0\r\nX: " + leaks + "\r\n\r\n",
-		"HTTP/1.1 302 Found\r\nLocation: " + leaks + "\r\n\r\n"} {
-		f.Add([]byte(reply))
+	for _, text := range []string{whole, whole + whole, "", "SSH-2.0-" + leaks + "\r\n", reply(`{"errcode":"40163"}`),
+		ok + "Transfer-Encoding: chunked\r\n\r\n2;x=y\r\n{}\r\n0\r\nX: " + leaks + end} {
+		f.Add([]byte(text))
 	}
-	f.Fuzz(func(t *testing.T, reply []byte) {
-		s, wechat := newService(t, 10*time.Second, "http://wechat"), newFake(up, nil).once(writes(string(reply)))
-		s.bases[0].transport.DialContext = wechat.dial
-		got, asked := s.post(leakCode), wechat.asked.Load()
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s, asked := newService(t, 10*time.Second, "http://wechat"), 0
+		s.leads(0, func(conn net.Conn) { asked++; conn.Read(make([]byte, 8192)); conn.Write(text) })
+		got := s.post(leakCode)
 		checkNoLeak(t, "log", s.log.String())
 		if asked != 1 || (got.OpenID == "") != (got.status != 200) {
 			t.Errorf("got %d %s after %d requests, want an openid or a failure after one", got.status, got.body, asked)
