@@ -2,6 +2,7 @@
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 MINIPROGRAM = -p typescript@5.9.3 -p miniprogram-api-typings@5.2.3 -p miniprogram-compiler@0.2.3
+OPENAPI = -p @redocly/cli@1.34.15 -p @seriousme/openapi-schema-validator@2.11.0
 FUZZTIME = 2m
 
 .SILENT:
@@ -49,13 +50,15 @@ lint: ## run the linters
 	go fix -diff ./...
 	go run $(STATICCHECK) ./...
 	go run $(ACTIONLINT) .github/workflows/*.yml
-	command -v npx >/dev/null || { echo 'npx is not on PATH: miniprogram is not checked'; exit 0; }; \
+	command -v npx >/dev/null || { echo 'npx is not on PATH: miniprogram and docs/openapi.json are not checked'; exit 0; }; \
 	npx -y $(MINIPROGRAM) -c 'modules="$$(dirname "$$(command -v tsc)")/.." && types="$$(mktemp -d)" && \
 	  tsc --allowJs --checkJs --strict --target es2015 --lib es2015 --module commonjs \
 	    --typeRoots "$$modules" --types miniprogram-api-typings --declaration --emitDeclarationOnly --removeComments \
 	    --rootDir miniprogram --outDir "$$types" miniprogram/*.js miniprogram/pages/*/*.js && \
 	  diff miniprogram/openid.d.ts "$$types/openid.d.ts" && rm -r "$$types" && \
-	  NODE_PATH="$$modules" node -e "const c = require(\"miniprogram-compiler\"); c.wxmlToJs(\"miniprogram\"); c.wxssToJs(\"miniprogram\")"'
+	  NODE_PATH="$$modules" node -e "const c = require(\"miniprogram-compiler\"); c.wxmlToJs(\"miniprogram\"); c.wxssToJs(\"miniprogram\")"' && \
+	REDOCLY_TELEMETRY=off npx -y $(OPENAPI) -c 'redocly lint --skip-rule operation-4xx-response docs/openapi.json && \
+	  validate-api docs/openapi.json'
 
 check: test lint ## test and lint
 

@@ -228,6 +228,7 @@ func (s *settings) list(name, where, value string) (entries []string) {
 
 var (
 	windowsEnd = regexp.MustCompile("\r\n*$")
+	comment    = regexp.MustCompile("(^|[ \t])#")
 	inQuotes   = regexp.MustCompile("^[\"'`“”‘’]|[\"'`“”‘’]$")
 )
 
@@ -259,7 +260,7 @@ func flaw(value string) string {
 	switch text := damage(value); {
 	case text != "":
 		return text
-	case fileComment.MatchString(value):
+	case comment.MatchString(value):
 		return "has a comment behind it: put the comment on a line of its own"
 	case strings.ContainsFunc(value, unicode.IsSpace):
 		return "holds white space, a space or a line break: remove it"
@@ -362,7 +363,7 @@ func (s *settings) readSecrets(name, file string) []string {
 		s.bad(name, "names a file in UTF-16: save it as UTF-8")
 	case len(lines) == 0:
 		s.bad(name, "names a file that is empty: put the AppSecret into it")
-	case strings.Contains(string(content), "WX_APPSECRET"):
+	case strings.Contains(string(content), "WX_APPSECRET") && !strings.Contains(string(content), "${"):
 		s.bad(name, "names a file with more than the AppSecret: the file has to hold the AppSecret alone, without WX_APPSECRET=")
 	default:
 		return s.list(name, "names a file that ", strings.Join(lines, ","))

@@ -149,7 +149,7 @@ func (h *handler) choose(named string) (string, *failure) {
 			"pass on the mini program's Referer.")
 	case !slices.Contains(h.appIDs, named):
 		message := "The mini program has the AppID " + named + ", which is none of this service's: fix appid in " +
-			"project.config.json, or add it to WX_APPID with its AppSecret."
+			"project.config.json, or WX_APPID with its AppSecret."
 		return "", &failure{word: "appid_mismatch", cause: message, message: message}
 	}
 	return named, nil

@@ -112,13 +112,13 @@ func start(ctx context.Context, c config, checking bool, stdout, stderr io.Write
 // versionLine is the version of the module, the revision if there is one, Go's version and the system.
 func versionLine() string {
 	info, _ := debug.ReadBuildInfo()
-	line := "wxopenid " + cmp.Or(info.Main.Version, "(devel)")
+	version, revision := cmp.Or(info.Main.Version, "(devel)"), ""
 	for _, setting := range info.Settings {
 		if setting.Key == "vcs.revision" {
-			line += fmt.Sprintf(" %.12s", setting.Value)
+			revision = fmt.Sprintf(" %.12s", setting.Value)
 		}
 	}
-	return fmt.Sprintf("%s (%s %s/%s)", line, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return fmt.Sprintf("wxopenid %s%s (%s %s/%s)", version, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // newLogger logs text to a terminal, and JSON to anything else.

@@ -51,10 +51,13 @@ func TestSandboxAsWeChat(t *testing.T) {
 		}
 		must(0, json.NewDecoder(resp.Body).Decode(&got))
 		isUser := regexp.MustCompile(`^o[\w-]{27}$`).MatchString(got.OpenID) && got.SessionKey != ""
-		same(t, test.query, []any{resp.StatusCode, resp.Header.Get("Content-Type"), got.ErrCode}, []any{200, "text/plain", test.errcode})
+		is := []any{resp.StatusCode, resp.Header.Get("Content-Type"), got.ErrCode}
+		same(t, test.query, is, []any{200, "text/plain", test.errcode})
 		same(t, got, []any{isUser, ridPattern.MatchString(got.ErrMsg)}, []any{test.errcode == 0, test.errcode != 0})
 		openIDs[got.OpenID], unionIDs[got.UnionID] = true, true
 	}
+	page := must(http.Get(p.url + "/sns/jscode2session?" + first + grant + "sandbox:status=503"))
+	same(t, "page", []any{page.StatusCode, page.Header.Get("Content-Type")}, []any{503, "text/html"})
 	same(t, "openids, one of each AppID and none", len(openIDs), 3)
 	same(t, "unionids, one of both and none", len(unionIDs), 2)
 }
@@ -102,17 +105,17 @@ func TestSandbox(t *testing.T) {
 	}
 	same(t, "users", len(users), 3)
 	got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029","appid":"touristappid"}`)
-	like(t, got.said(), "400 appid_mismatch: The mini program has the AppID touristappid and this service has "+testAppID+
+	like(t, got.said(), "400 appid_mismatch: The mini program has the AppID touristappid and this service has …"+
 		": the code asks the sandbox for errcode 40029, or for something unknown, which the log explains.")
 	same(t, "exit code", p.stop(), 0)
 	same(t, "standard output", p.out.String(), `curl -d "{\"code\":\"the code is a mock one\"}" `+p.url+"/openid\n")
 	log := p.log.String()
 	like(t, log, `…"WARN","msg":"this is a sandbox: …`)
-	same(t, log, strings.Count(log, `"WARN","msg":"the sandbox does not know what a code asks for: after sandbox: write `), 5)
+	same(t, log, strings.Count(log, `"WARN","msg":"the sandbox does not know what a code asks for: after sandbox: `), 5)
 }
 
 func TestCurlLine(t *testing.T) {
-	for addr, host := range map[string]string{"[::1]:1": "[::1]:1", "[::]:1": "localhost:1", "0.0.0.0:2": "localhost:2"} {
+	for addr, host := range map[string]string{"x:1": "x:1", "[::]:1": "localhost:1", "0.0.0.0:1": "localhost:1"} {
 		got := curlLine(config{appIDs: []string{testAppID, otherAppID}, tlsCert: "x"}, addr)
 		const data = `"{\"code\":\"the code is a mock one\",\"appid\":\"` + testAppID + `\"}"`
 		same(t, addr, got, "curl -k -d "+data+" https://"+host+"/openid")

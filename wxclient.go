@@ -210,10 +210,12 @@ func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
 			causes = append(causes, cause)
 			slices.Sort(causes) // so that equal troubles are equal, whichever base URL was the first
 		}
-		switch {
+		switch { // the first that holds is the reason
 		case ctx.Err() == context.Canceled:
+			wx.tryAgain(b)
 			return user{}, hungUp
 		case ctx.Err() != nil, isTimeout(err) && !time.Now().Before(by):
+			wx.tryAgain(b)
 			return user{}, &failure{word: "wechat_timeout", cause: strings.Join(causes, "; ")}
 		case !noDescriptor(err):
 			wx.passOver(b, cause)
@@ -232,7 +234,7 @@ func (wx *client) inOrder() []*base {
 		switch now := time.Now(); {
 		case b.passedOver.IsZero():
 			order = append(order, b)
-		case now.After(b.passedOver):
+		case !now.Before(b.passedOver):
 			b.passedOver = now.Add(passOverTime)
 			order = append(order, b)
 		default:
@@ -250,6 +252,15 @@ func (wx *client) passOver(b *base, cause string) {
 	wx.mu.Unlock()
 	if isNew {
 		wx.log.Warn("WeChat is out of reach", "host", b.url.Host, "cause", cause)
+	}
+}
+
+// tryAgain has the next exchange try b, where this one was to do so and ended before it knew.
+func (wx *client) tryAgain(b *base) {
+	wx.mu.Lock()
+	defer wx.mu.Unlock()
+	if !b.passedOver.IsZero() {
+		b.passedOver = time.Now()
 	}
 }
 
@@ -353,12 +364,14 @@ func refusal(errcode int64, errmsg string) *failure {
 // the error may be quoted.
 func (b *base) noConnection(err error) string {
 	variable, what, host := proxyVariable(os.Getenv, b.url.Scheme), said(err), b.url.Hostname()
-	switch { // the first that holds is the reason
+	op, _ := errors.AsType[*net.OpError](err)
+	ofProxy := op != nil && op.Op == "proxyconnect" // on the way to it, and not through it
+	switch {                                        // the first that holds is the reason
 	case noDescriptor(err):
 		return "this machine has no file descriptor left: raise LimitNOFILE (ulimit -n), or lower MAX_CONNS"
 	case b.proxy != nil && unreached(err):
 		return "the proxy " + b.proxy.Host + " cannot be reached (" + what + "): start it, or fix " + variable
-	case errors.As(err, new(*tls.CertificateVerificationError)):
+	case errors.As(err, new(*tls.CertificateVerificationError)) && !ofProxy:
 		cause := host + ": " + what + ": check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
 		if b.proxy != nil {
 			cause += "; a proxy that intercepts TLS needs its CA here"
@@ -408,11 +421,11 @@ func isTimeout(err error) bool {
 	return ok && timeout.Timeout()
 }
 
-// unreached reports whether err is a dialer's: there was no TCP connection.
+// unreached reports whether err is a dialer's: there was no TCP connection. (One that is reset at once was there.)
 func unreached(err error) bool {
 	for op, ok := errors.AsType[*net.OpError](err); ok; op, ok = errors.AsType[*net.OpError](op.Err) {
 		if op.Op == "dial" {
-			return true
+			return !errors.Is(op, syscall.ECONNRESET)
 		}
 	}
 	return false

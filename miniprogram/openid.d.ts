@@ -3,7 +3,7 @@ export type OpenIDError = Error & {
     status: number;
     detail: string;
 };
-export function login(url: string): Promise<Record<string, any>>;
+export function login(url: string, data?: object): Promise<Record<string, any>>;
 export function getOpenID(baseURL: string): Promise<{
     openid: string;
     unionid: string;

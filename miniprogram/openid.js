@@ -1,5 +1,8 @@
 // openid.js sends a new code of wx.login to your own back end (login), or to wxopenid (getOpenID).
 //
+// To login every 2xx answer is a success. If your back end answers 200 for failures too ({"code":500,"msg":"…"}),
+// look at what login resolves with.
+//
 // It serves mini programs, mini games (小游戏) and 多端应用 (a released app has to call wx.getMiniProgramCode
 // instead of wx.login). It does not serve plug-ins (插件), whose codes belong to another API, nor H5 pages.
 //
@@ -26,17 +29,19 @@ const REQUEST_TIMEOUT = 10000
  */
 
 /**
- * login sends {"code": "…"} to url, an address of your own back end, and resolves with the JSON object of
- * its 200 answer, a session token for example. It rejects with an OpenIDError.
+ * login sends {"code": "…"} to url, an address of your own back end, with the members of data beside the code
+ * if there are any. It resolves with the JSON object of a 2xx answer, a session token for example, and rejects
+ * with an OpenIDError.
  *
  * A code of wx.login works once and for 5 minutes, so every call gets a new one: to try again, call login
  * again.
  *
  * @param {string} url
+ * @param {object} [data]
  * @returns {Promise<Record<string, any>>}
  */
-function login(url) {
-  return newCode().then(code => send(url, code))
+function login(url, data) {
+  return newCode().then(code => send(url, Object.assign({}, data, { code })))
 }
 
 /**
@@ -76,25 +81,26 @@ function newCode() {
  * JSON (a gateway's error page, for example) arrives as a string.
  *
  * @param {string} url
- * @param {string} code
+ * @param {object} data
  * @returns {Promise<Record<string, any>>}
  */
-function send(url, code) {
+function send(url, data) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(failure('timeout')), REQUEST_TIMEOUT)
     wx.request({
       url,
       method: 'POST',
-      data: { code },
+      data,
       timeout: REQUEST_TIMEOUT,
-      success: ({ statusCode, data }) => {
-        const { error, message } = Object(data)
-        if (statusCode === 200 && data && typeof data === 'object' && !Array.isArray(data)) {
-          resolve(data)
+      success: ({ statusCode, data: answer }) => {
+        const { error, message } = Object(answer)
+        const isObject = answer && typeof answer === 'object' && !Array.isArray(answer)
+        if (isObject && statusCode >= 200 && statusCode < 300) {
+          resolve(answer)
         } else if (typeof error === 'string' && /^[a-z_]+$/.test(error)) {
           reject(failure(error, statusCode, message))
         } else {
-          reject(badAnswer(statusCode, data))
+          reject(badAnswer(statusCode, answer))
         }
       },
       fail: ({ errno, errMsg }) => reject(failure(noAnswer(url, errno, errMsg), 0, errMsg)),

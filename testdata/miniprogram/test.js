@@ -153,13 +153,24 @@ test('each attempt has a code of its own and shows its own outcome', async () =>
   assert.deepEqual(phone.requests.map(({ data }) => data.code), codes)
 })
 
-test('login resolves with whatever object the back end answers', async () => {
-  const phone = open({ request: { success: { statusCode: 200, data: { token: 't' } } } })
-  assert.deepEqual(await phone.login('https://example.com/login'), { token: 't' })
-  const [{ url, method, data }] = phone.requests
-  assert.deepEqual([url, method, data], ['https://example.com/login', 'POST', { code: 'the code is a mock one' }])
-  const rejects = open({ request: { success: { statusCode: 200, data: ['t'] } } }).login('https://example.com/login')
-  await assert.rejects(rejects, { error: 'bad_answer', status: 200, detail: '["t"]' })
+test('login resolves with the object of any 2xx answer', async () => {
+  for (const statusCode of [200, 201, 299]) {
+    const phone = open({ request: { success: { statusCode, data: { token: 't' } } } })
+    assert.deepEqual(await phone.login('https://example.com/login'), { token: 't' })
+    const [{ url, method, data }] = phone.requests
+    assert.deepEqual([url, method, data], ['https://example.com/login', 'POST', { code: 'the code is a mock one' }])
+  }
+  for (const [statusCode, data, detail] of [[200, ['t'], '["t"]'], [302, { token: 't' }, '{"token":"t"}']]) {
+    const rejects = open({ request: { success: { statusCode, data } } }).login('https://example.com/login')
+    await assert.rejects(rejects, { error: 'bad_answer', status: statusCode, detail })
+  }
+})
+
+test('login sends data beside a new code', async () => {
+  const phone = open({ request: { success: { statusCode: 200, data: {} } }, codes: ['new'] })
+  const data = { code: 'old', tenant: 7 }
+  await phone.login('https://example.com/login', data)
+  assert.deepEqual([phone.requests[0].data, data], [{ code: 'new', tenant: 7 }, { code: 'old', tenant: 7 }])
 })
 
 test('openid.js works alone', () => {
