@@ -207,7 +207,8 @@ func (w *world) dial(ctx context.Context, i int) (net.Conn, error) {
 		steps = append(steps, ok+"\r\n")
 	}
 	var err error
-	pause := func() time.Duration { return part(dice, time.Duration(w.slow*float64(w.bases[i].limit)/3)) }
+	slow := time.Duration(w.slow * float64(w.bases[i].limit) / 3) // as the weather is when the dial begins
+	pause := func() time.Duration { return part(dice, slow) }
 	wait, fails, faulty := pause(), dice.Float64() < w.fails[i], dice.IntN(3)
 	if fails && faulty < len(steps) || fails && faulty == len(steps) && https {
 		steps = append(steps[:faulty], pick(dice, hold, "", "SSH-2.0-"+leaks+"\r\n"))
