@@ -31,7 +31,7 @@ var answers = map[string]struct {
 	retryAfter string // seconds
 	message    string
 }{
-	"invalid_request": {status: 400, message: `The body has to be one JSON object: send {"code":"…"}.`},
+	"invalid_request": {status: 400},
 	"invalid_code": {status: 400, message: "WeChat does not know this code: send what wx.login gave, within " +
 		"5 minutes, to a service that has the mini program's AppID."},
 	"appid_mismatch":        {status: 400},
@@ -40,7 +40,7 @@ var answers = map[string]struct {
 	"not_found":             {status: 404, message: "There is nothing here: use POST /openid, or GET /healthz."},
 	"method_not_allowed":    {status: 405},
 	"body_too_large":        {status: 413, message: `The body is over 4096 bytes: send {"code":"…"} and no more.`},
-	"rate_limited":          {status: 429, retryAfter: "60", message: "WeChat limits the calls: wait a minute, then call wx.login again."},
+	"rate_limited":          {status: 429, retryAfter: "60", message: "WeChat limits the calls: wait a minute."},
 	"client_closed_request": {status: 499, message: "The connection was closed too early: keep it open."},
 
 	"misconfigured":      {status: 500, message: "The service's settings are wrong: ask its operator to read its log."},

@@ -188,7 +188,7 @@ func TestFailures(t *testing.T) {
 			"logins a day as page views: keep a session instead of logging in at every start"},
 	}
 	for errcode := range errcodes {
-		same(t, errcode, tests[int(errcode)].said != "", true)
+		same(t, fmt.Sprint("there is a row for ", errcode), tests[int(errcode)].said != "", true)
 	}
 	for errcode, test := range tests {
 		p := startService(t, refuse(errcode))
