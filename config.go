@@ -170,7 +170,8 @@ func (s *settings) readFile(content string) {
 			continue
 		}
 		if m[2] == "" {
-			s.bad(name, fmt.Sprintf("is not written as NAME=value in line %d of %s: write %s= and the value", i+1, dotEnv, name))
+			s.bad(name, fmt.Sprintf("is not written as NAME=value in line %d of .env: write %s= and the value", i+1,
+				name))
 			continue
 		}
 		if q := fileQuotes.FindStringSubmatch(strings.Trim(value, " \t")); q != nil {
@@ -247,7 +248,7 @@ func damage(value string) string {
 	return ""
 }
 
-// isInvisible finds zero-width and no-break spaces, byte order marks and control characters, but not what paths may hold.
+// isInvisible finds zero-width and no-break spaces, byte order marks and control characters.
 func isInvisible(r rune) bool {
 	if unicode.IsSpace(r) {
 		return r > unicode.MaxASCII && r != '\u3000' // the full-width space of Chinese
@@ -290,14 +291,16 @@ func (s *settings) appIDs(sandbox bool) []string {
 		s.bad(name, "is not set: rename .env.txt to .env, the only name that is read"+trySandbox)
 		return nil
 	default:
-		s.bad(name, "is not set: set it to the mini program's AppID ("+console+"), in the environment or in .env"+trySandbox)
+		s.bad(name, "is not set: set it to the mini program's AppID ("+console+"), in the environment or in .env"+
+			trySandbox)
 		return nil
 	}
 	appIDs := s.list(name, "", s.get(name))
 	for i, appID := range appIDs {
 		switch {
 		case looksLikeAppSecret(appID):
-			s.bad(name, "holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), and the AppSecret into WX_APPSECRET")
+			s.bad(name, "holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), and the AppSecret into "+
+				"WX_APPSECRET")
 		case slices.Contains(appIDs[:i], appID):
 			s.bad(name, "holds the same AppID twice: write each once")
 		case !looksLikeAppID(appID):
@@ -336,8 +339,8 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 		s.bad(name, "is not set: set it, or WX_APPSECRET_FILE to a file that holds it"+trySandbox)
 	}
 	if appIDs != nil && appSecrets != nil && len(appIDs) != len(appSecrets) {
-		s.bad(name, fmt.Sprintf("has another number of entries (%d) than WX_APPID (%d): write one AppSecret for each AppID, "+
-			"in the same order", len(appSecrets), len(appIDs)))
+		s.bad(name, fmt.Sprintf("has another number of entries (%d) than WX_APPID (%d): write one AppSecret for each "+
+			"AppID, in the same order", len(appSecrets), len(appIDs)))
 	}
 	for i, appSecret := range appSecrets {
 		if !sandbox && !looksLikeAppSecret(appSecret) {
@@ -364,7 +367,8 @@ func (s *settings) readSecrets(name, file string) []string {
 	case len(lines) == 0:
 		s.bad(name, "names a file that is empty: put the AppSecret into it")
 	case strings.Contains(string(content), "WX_APPSECRET") && !strings.Contains(string(content), "${"):
-		s.bad(name, "names a file with more than the AppSecret: the file has to hold the AppSecret alone, without WX_APPSECRET=")
+		s.bad(name, "names a file with more than the AppSecret: the file has to hold the AppSecret alone, without "+
+			"WX_APPSECRET=")
 	default:
 		return s.list(name, "names a file that ", strings.Join(lines, ","))
 	}
@@ -453,7 +457,8 @@ func portExists(u *url.URL) bool {
 // checkProxies looks at the proxy variables that base URLs use: net/http drops a bad value without a word.
 func (s *settings) checkProxies(bases []*url.URL) {
 	if s.get(proxyVariable(s.get, "all")) != "" && s.get(proxyVariable(s.get, "https")) == "" {
-		s.warnings = append(s.warnings, "ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through it")
+		s.warnings = append(s.warnings, "ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat "+
+			"through it")
 	}
 	var names []string
 	for _, u := range bases {
@@ -463,8 +468,8 @@ func (s *settings) checkProxies(bases []*url.URL) {
 		}
 		names = append(names, name)
 		if value := s.value(name); value != "" && !isProxy(value) {
-			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 "+
-				"for %, %23 for # and %3F for ?")
+			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password "+
+				"%25 for %, %23 for # and %3F for ?")
 		}
 	}
 }
