@@ -339,7 +339,7 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 		s.bad(name, "is not set: set it, or WX_APPSECRET_FILE to a file that holds it"+trySandbox)
 	}
 	if appIDs != nil && appSecrets != nil && len(appIDs) != len(appSecrets) {
-		s.bad(name, fmt.Sprintf("has another number of entries (%d) than WX_APPID (%d): write one AppSecret for each "+
+		s.bad(name, fmt.Sprintf("has another number of entries than WX_APPID (%d and %d): write one AppSecret for each "+
 			"AppID, in the same order", len(appSecrets), len(appIDs)))
 	}
 	for i, appSecret := range appSecrets {

@@ -104,6 +104,10 @@ func TestSandbox(t *testing.T) {
 		same(t, test.code, strings.Contains(got.body, `"unionid":"o`), test.unionID)
 	}
 	same(t, "users", len(users), 3)
+	for _, page := range []string{"README.md", "README.zh-CN.md", "docs/openapi.json"} {
+		openID := regexp.MustCompile(`o[\w-]{27}"`).FindString(string(must(os.ReadFile(page))))
+		same(t, page+" shows the openid", users[strings.Trim(openID, `"`)], "everybody")
+	}
 	got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029","appid":"touristappid"}`)
 	like(t, got.said(), "400 appid_mismatch: The mini program has the AppID touristappid and this service has …"+
 		": the code asks the sandbox for errcode 40029, or for something unknown, which the log explains.")
