@@ -69,7 +69,8 @@ func TestSandbox(t *testing.T) {
 	users := make(map[string]string) // by openid
 	for _, row := range []string{    // a code, and whose openid it is, or error and errcode
 		"a → everybody", "a → code_used 40163", mockCode + " → everybody", mockCode + " → everybody",
-		"sandbox: → invalid_code 40029", "Sandbox:user=alice → everybody", "sandbox:user=alice → alice", "sandbox:user=alice → alice",
+		"sandbox: → invalid_code 40029", "Sandbox:user=alice → everybody",
+		"sandbox:user=alice → alice", "sandbox:user=alice → alice",
 		"sandbox:unionid=1 → everybody with unionid", "sandbox:unionid=1&user=bob&delay=1ms → bob with unionid",
 		"sandbox:errcode=45011 → rate_limited 45011", "sandbox:errcode=1234567&user=bob → wechat_error 1234567",
 		"sandbox:status=502 → wechat_error 0", "sandbox:status=204&delay=1ms → wechat_error 0",
