@@ -131,21 +131,13 @@ func newSettings(getenv func(string) string) *settings {
 		_, err := os.Stat(dotEnv + ".txt")
 		s.renamed = err == nil
 	case err != nil:
-		s.bad(dotEnv, fmt.Sprintf("cannot be read (%v): let this user read it, or move it away", plain(err)))
+		s.bad(dotEnv, fmt.Sprintf("cannot be read (%v): let this user read it, or move it away", errors.Unwrap(err)))
 	case bytes.Contains(content, []byte("\x00")):
 		s.bad(dotEnv, "is in UTF-16: save it as UTF-8")
 	default:
 		s.readFile(string(content))
 	}
 	return s
-}
-
-// plain returns err without a path, which may be a secret in the wrong variable.
-func plain(err error) error {
-	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-		return pathErr.Err
-	}
-	return err
 }
 
 var (
@@ -170,7 +162,8 @@ func (s *settings) readFile(content string) {
 			continue
 		}
 		if m[2] == "" {
-			s.bad(name, fmt.Sprintf("is not written as NAME=value in line %d of %s: write %s= and the value", i+1, dotEnv, name))
+			s.bad(name, fmt.Sprintf("is not written as NAME=value in line %d of .env: write %s= and the value", i+1,
+				name))
 			continue
 		}
 		if q := fileQuotes.FindStringSubmatch(strings.Trim(value, " \t")); q != nil {
@@ -247,7 +240,7 @@ func damage(value string) string {
 	return ""
 }
 
-// isInvisible finds zero-width and no-break spaces, byte order marks and control characters, but not what paths may hold.
+// isInvisible finds zero-width and no-break spaces, byte order marks and control characters.
 func isInvisible(r rune) bool {
 	if unicode.IsSpace(r) {
 		return r > unicode.MaxASCII && r != '\u3000' // the full-width space of Chinese
@@ -290,14 +283,16 @@ func (s *settings) appIDs(sandbox bool) []string {
 		s.bad(name, "is not set: rename .env.txt to .env, the only name that is read"+trySandbox)
 		return nil
 	default:
-		s.bad(name, "is not set: set it to the mini program's AppID ("+console+"), in the environment or in .env"+trySandbox)
+		s.bad(name, "is not set: set it to the mini program's AppID ("+console+"), in the environment or in .env"+
+			trySandbox)
 		return nil
 	}
 	appIDs := s.list(name, "", s.get(name))
 	for i, appID := range appIDs {
 		switch {
 		case looksLikeAppSecret(appID):
-			s.bad(name, "holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), and the AppSecret into WX_APPSECRET")
+			s.bad(name, "holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), and the AppSecret into "+
+				"WX_APPSECRET")
 		case slices.Contains(appIDs[:i], appID):
 			s.bad(name, "holds the same AppID twice: write each once")
 		case !looksLikeAppID(appID):
@@ -336,8 +331,8 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 		s.bad(name, "is not set: set it, or WX_APPSECRET_FILE to a file that holds it"+trySandbox)
 	}
 	if appIDs != nil && appSecrets != nil && len(appIDs) != len(appSecrets) {
-		s.bad(name, fmt.Sprintf("has another number of entries (%d) than WX_APPID (%d): write one AppSecret for each AppID, "+
-			"in the same order", len(appSecrets), len(appIDs)))
+		s.bad(name, fmt.Sprintf("has another number of entries than WX_APPID (%d and %d): write one AppSecret for "+
+			"each AppID, in the same order", len(appSecrets), len(appIDs)))
 	}
 	for i, appSecret := range appSecrets {
 		if !sandbox && !looksLikeAppSecret(appSecret) {
@@ -349,7 +344,7 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 
 // readSecrets returns the AppSecrets in a file, between commas or one a line.
 func (s *settings) readSecrets(name, file string) []string {
-	content, err := os.ReadFile(file)
+	content, err := os.ReadFile(file) // its error wraps one without the path, which may be a secret in the wrong place
 	var lines []string
 	for line := range strings.Lines(strings.ReplaceAll(string(content), "\ufeff", "")) {
 		if line = strings.TrimSpace(line); line != "" {
@@ -358,13 +353,14 @@ func (s *settings) readSecrets(name, file string) []string {
 	}
 	switch {
 	case err != nil:
-		s.bad(name, fmt.Sprintf("cannot be read (%v): name a file that this user may read", plain(err)))
+		s.bad(name, fmt.Sprintf("cannot be read (%v): name a file that this user may read", errors.Unwrap(err)))
 	case bytes.Contains(content, []byte("\x00")):
 		s.bad(name, "names a file in UTF-16: save it as UTF-8")
 	case len(lines) == 0:
 		s.bad(name, "names a file that is empty: put the AppSecret into it")
 	case strings.Contains(string(content), "WX_APPSECRET") && !strings.Contains(string(content), "${"):
-		s.bad(name, "names a file with more than the AppSecret: the file has to hold the AppSecret alone, without WX_APPSECRET=")
+		s.bad(name, "names a file with more than the AppSecret: the file has to hold the AppSecret alone, without "+
+			"WX_APPSECRET=")
 	default:
 		return s.list(name, "names a file that ", strings.Join(lines, ","))
 	}
@@ -453,7 +449,8 @@ func portExists(u *url.URL) bool {
 // checkProxies looks at the proxy variables that base URLs use: net/http drops a bad value without a word.
 func (s *settings) checkProxies(bases []*url.URL) {
 	if s.get(proxyVariable(s.get, "all")) != "" && s.get(proxyVariable(s.get, "https")) == "" {
-		s.warnings = append(s.warnings, "ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat through it")
+		s.warnings = append(s.warnings, "ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat "+
+			"through it")
 	}
 	var names []string
 	for _, u := range bases {
@@ -463,8 +460,8 @@ func (s *settings) checkProxies(bases []*url.URL) {
 		}
 		names = append(names, name)
 		if value := s.value(name); value != "" && !isProxy(value) {
-			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password %25 "+
-				"for %, %23 for # and %3F for ?")
+			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password "+
+				"%25 for %, %23 for # and %3F for ?")
 		}
 	}
 }

@@ -31,7 +31,7 @@ var answers = map[string]struct {
 	retryAfter string // seconds
 	message    string
 }{
-	"invalid_request": {status: 400, message: `The body has to be one JSON object: send {"code":"…"}.`},
+	"invalid_request": {status: 400},
 	"invalid_code": {status: 400, message: "WeChat does not know this code: send what wx.login gave, within " +
 		"5 minutes, to a service that has the mini program's AppID."},
 	"appid_mismatch":        {status: 400},
@@ -40,7 +40,7 @@ var answers = map[string]struct {
 	"not_found":             {status: 404, message: "There is nothing here: use POST /openid, or GET /healthz."},
 	"method_not_allowed":    {status: 405},
 	"body_too_large":        {status: 413, message: `The body is over 4096 bytes: send {"code":"…"} and no more.`},
-	"rate_limited":          {status: 429, retryAfter: "60", message: "WeChat limits the calls: wait a minute, then call wx.login again."},
+	"rate_limited":          {status: 429, retryAfter: "60", message: "WeChat limits the calls: wait a minute."},
 	"client_closed_request": {status: 499, message: "The connection was closed too early: keep it open."},
 
 	"misconfigured":      {status: 500, message: "The service's settings are wrong: ask its operator to read its log."},
@@ -145,8 +145,8 @@ func (h *handler) choose(named string) (string, *failure) {
 	case len(h.appIDs) == 1:
 		return h.appIDs[0], nil
 	case named == "":
-		return "", invalid(`This service has several AppIDs, and the request names none: send {"code":"…","appid":"…"}, or ` +
-			"pass on the mini program's Referer.")
+		return "", invalid("This service has several AppIDs, and the request names none: send " +
+			`{"code":"…","appid":"…"}, or pass on the mini program's Referer.`)
 	case !slices.Contains(h.appIDs, named):
 		message := "The mini program has the AppID " + named + ", which is none of this service's: fix appid in " +
 			"project.config.json, or WX_APPID with its AppSecret."
@@ -196,7 +196,8 @@ func (h *handler) readCode(w http.ResponseWriter, r *http.Request) (code, named 
 	kind, _ := errors.AsType[*json.UnmarshalTypeError](err)
 	switch { // the first that holds is the reason
 	case kind != nil && kind.Field == "code":
-		return "", "", invalid("The code is a JSON " + kind.Value + ", not a string: send res.code of wx.login, not res.")
+		return "", "", invalid("The code is a JSON " + kind.Value + ", not a string: send res.code of wx.login, " +
+			"not res.")
 	case kind != nil && kind.Field == "appid":
 		return "", "", invalid("The appid is a JSON " + kind.Value + ", not a string: send the AppID, or leave it out.")
 	case err != nil, !bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")):
@@ -206,10 +207,11 @@ func (h *handler) readCode(w http.ResponseWriter, r *http.Request) (code, named 
 	case *request.Code == "":
 		return "", "", invalid("The code is empty: send what wx.login gave.")
 	case len(*request.Code) > maxCode || strings.ContainsFunc(*request.Code, notASCII):
-		return "", "", invalid("The code is not 1 to 128 printable ASCII characters: send what wx.login gave, unchanged.")
+		return "", "", invalid("The code is not 1 to 128 printable ASCII characters: send what wx.login gave, " +
+			"unchanged.")
 	case request.AppID != "" && !h.isAppID(request.AppID):
-		return "", "", invalid("The appid does not look like an AppID (wx and 16 of 0-9a-f): send the mini program's, or " +
-			"leave it out.")
+		return "", "", invalid("The appid does not look like an AppID (wx and 16 of 0-9a-f): send the mini " +
+			"program's, or leave it out.")
 	}
 	return *request.Code, cmp.Or(request.AppID, h.refererAppID(r)), nil
 }
@@ -227,8 +229,8 @@ func (h *handler) isAppID(name string) bool {
 // (developers.weixin.qq.com/miniprogram/dev/api/network/request/wx.request.html).
 var pageReferer = regexp.MustCompile(`^https://servicewechat\.com/([^/]+)/[^/]*/page-frame\.html$`)
 
-// refererAppID returns the AppID of the mini program that asks, or nothing. A plug-in's Referer has the AppID of the mini
-// program around it.
+// refererAppID returns the AppID of the mini program that asks, or nothing. A plug-in's Referer has the AppID of the
+// mini program around it.
 func (h *handler) refererAppID(r *http.Request) string {
 	m := pageReferer.FindStringSubmatch(r.Referer())
 	if m == nil || !h.isAppID(m[1]) || r.Header.Get("X-WECHAT-HOSTSIGN") != "" {
@@ -259,8 +261,8 @@ func notObject(body []byte, contentType string) string {
 	case strings.ContainsAny(text, "“”‘’"), strings.ContainsAny(outside, "：，"):
 		return `The body has Chinese punctuation: JSON needs " and : and , as in {"code":"…"}.`
 	case (begins("{") || begins("'")) && !strings.Contains(text, `"`):
-		return `The body has no double quotes, which JSON needs and a Windows shell eats: write \" for each " in cmd.exe, use ` +
-			"Invoke-RestMethod in PowerShell, and a JSON library in a program."
+		return "The body has no double quotes, which JSON needs and a Windows shell eats: write " +
+			`\" for each " in cmd.exe, use Invoke-RestMethod in PowerShell, and a JSON library in a program.`
 	}
 	return `The body is not JSON: send one JSON object, {"code":"…"}, and nothing else.`
 }

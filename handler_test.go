@@ -242,12 +242,13 @@ func TestErrorWords(t *testing.T) {
 	checkREADMEs(t, "(?m)^\\| (\\d+) \\| `(\\w+)` \\|([-\\d ]*)\\|", want)
 }
 
-// TestSettingsAreDocumented looks for each setting and its default in -h and in the READMEs.
+// TestSettingsAreDocumented looks for each setting and its default in -h, in .env.example and in the READMEs.
 func TestSettingsAreDocumented(t *testing.T) {
 	c := must(loadConfig(func(name string) string { return credentials()[name] }, false))
 	defaults := map[string]string{"ADDR": c.addr, "WX_BASE_URL": wechatURLs, "WX_TIMEOUT": c.timeout.String(),
 		"MAX_INFLIGHT": fmt.Sprint(c.maxInflight), "MAX_CONNS": fmt.Sprint(c.maxConns)}
 	var want []string
+	example := string(must(os.ReadFile(".env.example")))
 	for _, name := range settingNames {
 		pattern := `\b` + name + `\b`
 		if defaults[name] != "" {
@@ -256,6 +257,8 @@ func TestSettingsAreDocumented(t *testing.T) {
 		same(t, "-h has "+pattern, regexp.MustCompile(pattern).MatchString(settingsHelp), true)
 		if !strings.HasSuffix(name, "_PROXY") {
 			want = append(want, inOrder(name, defaults[name]))
+			line := "\n#?" + name + "=" + defaults[name] + "\n"
+			same(t, ".env.example has "+line, regexp.MustCompile(line).MatchString(example), true)
 		}
 	}
 	checkREADMEs(t, "(?m)^\\| `([A-Z_]+)` \\| *(?:`([^`]*)`|[^`|]*) *\\|", want)
@@ -418,31 +421,25 @@ func TestPaths(t *testing.T) {
 		request := &http.Request{Method: strings.Fields(line)[0]}
 		return must(http.ReadResponse(bufio.NewReader(sendRaw(t, p, line+" HTTP/1.1\r\nHost: x\r\n\r\n")), request))
 	}
-	for line, want := range map[string]string{ // status and error, Allow, the path in the log
+	for lines, want := range map[string]string{ // status and error, Allow, the path in the log
 		"GET /healthz": `200 {"status":"ok"}`, "HEAD /healthz": "200 ", // without a line in the log
 		"POST /healthz":                       "405 method_not_allowed: /healthz takes GET and …. GET, HEAD /healthz",
-		"GET /openid":                         "405 method_not_allowed: /openid takes POST only: … POST /openid",
-		"OPTIONS /openid":                     "405 method_not_allowed: /openid takes POST only: … POST /openid",
-		"POST /openid?code=x":                 "400 invalid_request: …  /openid",
-		"POST /%6fpenid":                      "400 invalid_request: …  /openid",
-		"GET /":                               "404 not_found: There is nothing here: use POST /openid, or …  (other)",
-		"POST //openid":                       "404 not_found: …  (other)",
-		"POST /openid/0a1B2c3D":               "404 not_found: …  (other)",
-		"POST /openid%2F":                     "404 not_found: …  (other)",
-		"POST /x/%2e%2e/openid":               "404 not_found: …  (other)",
-		"OPTIONS *":                           "404 not_found: …  (other)",
-		"CONNECT x:443":                       "404 not_found: …  (other)",
-		"GET /sns/jscode2session":             "404 not_found: …  (other)",
-		"GET /?" + strings.Repeat("x", 7<<10): "404 not_found: …  (other)",
+		"GET /openid|OPTIONS /openid":         "405 method_not_allowed: /openid takes POST only: … POST /openid",
+		"POST /openid?code=x|POST /%6fpenid":  "400 invalid_request: …  /openid",
+		"GET /?" + strings.Repeat("x", 7<<10): "404 not_found: There is nothing here: use POST /openid, or …  (other)",
+		"GET /|POST //openid|POST /openid/0a1B2c3D|POST /openid%2F|POST /x/%2e%2e/openid|OPTIONS *|CONNECT x:443|" +
+			"GET /sns/jscode2session": "404 not_found: …  (other)",
 	} {
-		got := read(t, ask(line))
-		is := got.said()
-		if got.status != 200 {
-			record := checkLog(t, p, got)
-			same(t, line, record["method"], strings.Fields(line)[0])
-			is += fmt.Sprint(" ", got.header.Get("Allow"), " ", record["path"])
+		for line := range strings.SplitSeq(lines, "|") {
+			got := read(t, ask(line))
+			is := got.said()
+			if got.status != 200 {
+				record := checkLog(t, p, got)
+				same(t, line, record["method"], strings.Fields(line)[0])
+				is += fmt.Sprint(" ", got.header.Get("Allow"), " ", record["path"])
+			}
+			like(t, is, want)
 		}
-		like(t, is, want)
 	}
 	same(t, "a header of over 8 KiB", ask("GET /?"+strings.Repeat("x", 8<<10)).StatusCode, 431)
 }

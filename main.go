@@ -4,8 +4,8 @@
 //	POST /openid   {"code":"…"} → 200 {"openid":"…"}, or a status and {"error":"…","message":"…"}
 //	GET /healthz   200 {"status":"ok"}
 //
-// Settings are environment variables, or lines of a file .env: WX_APPID and WX_APPSECRET, and others that have defaults.
-// wxopenid -h lists them, and the flags.
+// Settings are environment variables, or lines of a file .env: WX_APPID and WX_APPSECRET, and others that have
+// defaults. wxopenid -h lists them, and the flags.
 package main
 
 import (

@@ -73,7 +73,8 @@ func (s *sandbox) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	user := cmp.Or(o.user, "sandbox")
-	reply := map[string]any{"openid": fakeID("openid", q.Get("appid"), user), "session_key": fakeID("session_key", user)}
+	openID, key := fakeID("openid", q.Get("appid"), user), fakeID("session_key", user)
+	reply := map[string]any{"openid": openID, "session_key": key}
 	if o.unionID {
 		reply["unionid"] = fakeID("unionid", user) // the same for each AppID
 	}

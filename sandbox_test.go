@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -25,36 +27,35 @@ func TestSandboxAsWeChat(t *testing.T) {
 	const second = "appid=" + otherAppID + "&secret=" + otherSecret
 	p, openIDs, unionIDs := startProgram(t, several(), "-sandbox"), make(map[string]bool), make(map[string]bool)
 	for _, test := range []struct {
-		query   string
 		errcode int
+		queries []string
 	}{
-		{query: first + grant + "a"},
-		{query: first + grant + "a", errcode: 40163},
-		{query: second + grant + "b"},
-		{query: first + grant + "the+code+is+a+mock+one"},
-		{query: first + grant + "sandbox:unionid=1"},
-		{query: second + grant + "sandbox:unionid=1"},
-		{query: "secret=x&js_code=c", errcode: 41002},
-		{query: "appid=x&js_code=c", errcode: 41004},
-		{query: "appid=x&secret=x", errcode: 41008},
-		{query: "appid=x&secret=" + testSecret + grant + "c", errcode: 40013},
-		{query: "appid=" + testAppID + "&secret=" + otherSecret + grant + "c", errcode: 40125},
-		{query: first + "&grant_type=client_credential&js_code=c", errcode: 40002},
-		{query: first + grant + "c"}, // these have not used it up
+		{queries: []string{first + grant + "a", second + grant + "b", first + grant + "the+code+is+a+mock+one",
+			first + grant + "sandbox:unionid=1", second + grant + "sandbox:unionid=1"}},
+		{errcode: 40163, queries: []string{first + grant + "a"}},
+		{errcode: 41002, queries: []string{"secret=x&js_code=c"}},
+		{errcode: 41004, queries: []string{"appid=x&js_code=c"}},
+		{errcode: 41008, queries: []string{"appid=x&secret=x"}},
+		{errcode: 40013, queries: []string{"appid=x&secret=" + testSecret + grant + "c"}},
+		{errcode: 40125, queries: []string{"appid=" + testAppID + "&secret=" + otherSecret + grant + "c"}},
+		{errcode: 40002, queries: []string{first + "&grant_type=client_credential&js_code=c"}},
+		{queries: []string{first + grant + "c"}}, // which these have not used up
 	} {
-		resp := must(http.Get(p.url + "/sns/jscode2session?" + test.query))
-		var got struct {
-			user
-			SessionKey string `json:"session_key"`
-			ErrCode    int
-			ErrMsg     string
+		for _, query := range test.queries {
+			resp := must(http.Get(p.url + "/sns/jscode2session?" + query))
+			var got struct {
+				user
+				SessionKey string `json:"session_key"`
+				ErrCode    int
+				ErrMsg     string
+			}
+			must(0, json.NewDecoder(resp.Body).Decode(&got))
+			isUser := regexp.MustCompile(`^o[\w-]{27}$`).MatchString(got.OpenID) && got.SessionKey != ""
+			same(t, query, []any{resp.StatusCode, resp.Header.Get("Content-Type"), got.ErrCode, isUser},
+				[]any{200, "text/plain", test.errcode, test.errcode == 0})
+			same(t, got.ErrMsg, ridPattern.MatchString(got.ErrMsg), !isUser)
+			openIDs[got.OpenID], unionIDs[got.UnionID] = true, true
 		}
-		must(0, json.NewDecoder(resp.Body).Decode(&got))
-		isUser := regexp.MustCompile(`^o[\w-]{27}$`).MatchString(got.OpenID) && got.SessionKey != ""
-		is := []any{resp.StatusCode, resp.Header.Get("Content-Type"), got.ErrCode}
-		same(t, test.query, is, []any{200, "text/plain", test.errcode})
-		same(t, got, []any{isUser, ridPattern.MatchString(got.ErrMsg)}, []any{test.errcode == 0, test.errcode != 0})
-		openIDs[got.OpenID], unionIDs[got.UnionID] = true, true
 	}
 	page := must(http.Get(p.url + "/sns/jscode2session?" + first + grant + "sandbox:status=503"))
 	same(t, "page", []any{page.StatusCode, page.Header.Get("Content-Type")}, []any{503, "text/html"})
@@ -67,43 +68,31 @@ func TestSandbox(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "WX_BASE_URL": nobody}, "-sandbox")
 	users := make(map[string]string) // by openid
-	for _, test := range []struct {
-		code    string
-		is      string // error and errcode, or whose openid it is
-		unionID bool
-	}{
-		{code: "a", is: "everybody"},
-		{code: "a", is: "code_used 40163"},
-		{code: "the code is a mock one", is: "everybody"},
-		{code: "the code is a mock one", is: "everybody"},
-		{code: "Sandbox:user=alice", is: "everybody"}, // a code like any other
-		{code: "sandbox:user=alice", is: "alice"},
-		{code: "sandbox:user=alice", is: "alice"},
-		{code: "sandbox:unionid=1", is: "everybody", unionID: true},
-		{code: "sandbox:unionid=1&user=bob&delay=1ms", is: "bob", unionID: true},
-		{code: "sandbox:errcode=45011", is: "rate_limited 45011"},
-		{code: "sandbox:errcode=12345678&user=bob&delay=1ms", is: "wechat_error 12345678"},
-		{code: "sandbox:status=502", is: "wechat_error 0"},
-		{code: "sandbox:status=204&delay=1ms", is: "wechat_error 0"},
-		{code: "sandbox:errcode=40029", is: "invalid_code 40029"},
-		{code: "sandbox:", is: "invalid_code 40029"},
-		{code: "sandbox:color=red", is: "invalid_code 40029"},
-		{code: "sandbox:errcode=many", is: "invalid_code 40029"},
-		{code: "sandbox:status=99", is: "invalid_code 40029"},
-		{code: "sandbox:delay=-1s", is: "invalid_code 40029"},
+	for _, row := range []string{    // a code, and whose openid it is, or error and errcode
+		"a → everybody", "a → code_used 40163", mockCode + " → everybody", mockCode + " → everybody",
+		"sandbox: → invalid_code 40029", "Sandbox:user=alice → everybody",
+		"sandbox:user=alice → alice", "sandbox:user=alice → alice",
+		"sandbox:unionid=1 → everybody with unionid", "sandbox:unionid=1&user=bob&delay=1ms → bob with unionid",
+		"sandbox:errcode=45011 → rate_limited 45011", "sandbox:errcode=1234567&user=bob → wechat_error 1234567",
+		"sandbox:status=502 → wechat_error 0", "sandbox:status=204&delay=1ms → wechat_error 0",
+		"sandbox:errcode=40029 → invalid_code 40029",
+		"sandbox:color=red → invalid_code 40029", "sandbox:errcode=many → invalid_code 40029",
+		"sandbox:status=99 → invalid_code 40029", "sandbox:delay=-1s → invalid_code 40029",
 	} {
-		got := post(t, p.url+"/openid", fmt.Sprintf(`{"code":%q}`, test.code))
-		is := fmt.Sprint(got.Error, " ", got.ErrCode)
+		code, want, _ := strings.Cut(row, " → ")
+		got := post(t, p.url+"/openid", fmt.Sprintf(`{"code":%q}`, code))
+		is, whose := fmt.Sprint(got.Error, " ", got.ErrCode), strings.TrimSuffix(want, " with unionid")
 		if got.Error == "" {
-			if users[got.OpenID] == "" {
-				users[got.OpenID] = test.is
-			}
+			users[got.OpenID] = cmp.Or(users[got.OpenID], whose)
 			is = users[got.OpenID]
 		}
-		same(t, test.code, is, test.is)
-		same(t, test.code, strings.Contains(got.body, `"unionid":"o`), test.unionID)
+		same(t, code, []any{is, strings.Contains(got.body, `"unionid":"o`)}, []any{whose, whose != want})
 	}
 	same(t, "users", len(users), 3)
+	shown := fakeID("openid", "wx0000000000000000", "sandbox") // without WX_APPID
+	for _, page := range []string{"README.md", "README.zh-CN.md", "docs/openapi.json"} {
+		same(t, page+" has "+shown, strings.Contains(string(must(os.ReadFile(page))), shown), true)
+	}
 	got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029","appid":"touristappid"}`)
 	like(t, got.said(), "400 appid_mismatch: The mini program has the AppID touristappid and this service has …"+
 		": the code asks the sandbox for errcode 40029, or for something unknown, which the log explains.")

@@ -214,7 +214,7 @@ func (w *world) dial(ctx context.Context, i int) (net.Conn, error) {
 		steps = append(steps, ok+"\r\n")
 	}
 	var err error
-	most := time.Duration(w.slow * float64(w.limit) / 2)
+	most := time.Duration(w.slow * float64(w.limit) / 2) // as the weather is when the dial begins
 	wait, then, fails, faulty := part(dice, most), part(dice, most), dice.Float64() < w.fails[i], dice.IntN(3)
 	if fails && faulty < len(steps) || fails && faulty == len(steps) && https {
 		steps = append(steps[:faulty], pick(dice, hold, "", "SSH-2.0-"+leaks+"\r\n"))

@@ -55,8 +55,8 @@ var errcodes = map[int64]struct{ word, remedy string }{
 	40226: {word: "user_blocked", remedy: "WeChat considers the user high-risk: only WeChat's support can lift that"},
 	45011: {word: "rate_limited", remedy: "WeChat limits the calls of a minute: try again in a minute"},
 	40013: {word: "misconfigured", remedy: "WeChat does not know the AppID: copy it again from " + console},
-	40125: {word: "misconfigured", remedy: "the AppSecret does not belong to the AppID: copy it again from where it is " +
-		"kept, since mp.weixin.qq.com does not show it again. If it is lost, reset it at " + console +
+	40125: {word: "misconfigured", remedy: "the AppSecret does not belong to the AppID: copy it again from where it " +
+		"is kept, since mp.weixin.qq.com does not show it again. If it is lost, reset it at " + console +
 		", which ends the old one everywhere. A new content of WX_APPSECRET_FILE needs a restart"},
 	40164: {word: "misconfigured", remedy: "add the address that WeChat saw to IP白名单 (the allowlist) at " +
 		console + ", or its range if it changes from one login to the next; that takes minutes"},
@@ -306,8 +306,8 @@ func (b *base) broken(ctx context.Context, when string) *failure {
 	case context.Canceled:
 		return hungUp
 	}
-	return &failure{word: "wechat_timeout", cause: b.url.Host + ": no whole reply within WX_TIMEOUT: WeChat" + b.through() +
-		" is slow: raise WX_TIMEOUT"}
+	return &failure{word: "wechat_timeout",
+		cause: b.url.Host + ": no whole reply within WX_TIMEOUT: WeChat" + b.through() + " is slow: raise WX_TIMEOUT"}
 }
 
 // through names the proxy on the way to b, or nothing.
@@ -378,7 +378,8 @@ func (b *base) noConnection(err error) string {
 		}
 		return cause
 	case b.proxy != nil:
-		remedy := "check its rules and its node, and the scheme in " + variable + ": http://, or socks5:// for a SOCKS port"
+		remedy := "check its rules and its node, and the scheme in " + variable +
+			": http://, or socks5:// for a SOCKS port"
 		if wantsPassword.MatchString(what) {
 			remedy = "check user and password in " + variable
 		}
