@@ -47,7 +47,7 @@ type world struct {
 	some, all    bool          // base URLs are sound: no connection to them fails
 	slow, broken float64       // how much of its limit connecting takes at most; how many exchanges are broken
 	logins       []login
-	dials, next  atomic.Uint64 // next login
+	next         atomic.Uint64 // login
 	open         atomic.Int64  // connections
 }
 
@@ -206,7 +206,7 @@ func (w *world) check() {
 
 // dial is the network: a proxy perhaps, TLS perhaps, WeChat.
 func (w *world) dial(ctx context.Context, i int) (net.Conn, error) {
-	dice, https := w.dice(100+w.dials.Add(1)), w.bases[i].url.Scheme == "https"
+	dice, https := w.dice(uint64(3*time.Now().UnixNano()+int64(i))), w.bases[i].url.Scheme == "https"
 	var steps []string // after TCP, but for TLS
 	if w.proxy == "socks5" {
 		steps = append(steps, "\x05\x00"+next+"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
