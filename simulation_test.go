@@ -136,7 +136,7 @@ func (w *world) run() {
 	w.login(ctx, "wechat0", soon) // which is passed over no more
 	if len(w.bases) > 1 {
 		w.bases[0].transport.CloseIdleConnections()
-		w.fails[0] = 1
+		w.fails[0] = 1 // which costs one wait, and 30 s later one more
 		w.login(ctx, "", wait)
 		time.Sleep(29 * time.Second)
 		w.login(ctx, "", soon)
@@ -149,7 +149,7 @@ func (w *world) run() {
 		time.Sleep(31 * time.Second)
 		gone, hangUp := context.WithCancel(ctx)
 		hangUp()
-		w.login(gone, "", 0)
+		w.login(gone, "", 0) // has the next one try
 		w.login(ctx, "wechat0", soon)
 	}
 	time.Sleep(50*time.Second + w.timeout)
@@ -169,7 +169,7 @@ func (w *world) login(ctx context.Context, host string, within time.Duration) {
 	l.took, l.hungUp = time.Since(start), ctx.Err() != nil
 }
 
-// check checks in the end what holds in each world.
+// check wants a fitting answer for each login, in time; no code sent again that may be used; no leak, and nothing left.
 func (w *world) check() {
 	checkNoLeak(w.t, "log", w.log.String())
 	logins := w.logins[:w.next.Load()]
@@ -193,7 +193,7 @@ func (w *world) check() {
 		case brief == breaks && l.reused[sent-1] && (l.reads == 0 || l.last.name == "closed"): // and no other came
 			fits = !w.all || late
 		}
-		granted, fresh := l.got.status == 200, slices.Index(l.reused, false)
+		granted, fresh := l.got.status == 200, slices.Index(l.reused, false) // a new connection is the last
 		if !fits || took > w.timeout || l.granted != granted || l.reads > sent || fresh >= 0 && fresh < sent-1 ||
 			l.within > 0 && (!granted || took > l.within || !strings.HasSuffix(l.got.OpenID, l.host)) {
 			w.t.Errorf("got %s after %v, want %s; %+v", brief, took, l.last.want, l)
