@@ -233,6 +233,11 @@ func TestNoDotEnv(t *testing.T) {
 		like(t, stderr, "WX_APPID is not set: "+what+", or try it with -sandbox, which needs neither AppID nor …\n…")
 		writeFile(".env.txt", "")
 	}
+	writeFile(".env", "WX_APPID: x")
+	_, stderr := runToEnd(t, 2, none)
+	like(t, stderr, "WX_APPID is not written as …\nWX_APPSECRET is not set: …")
+	same(t, stderr, strings.Count(stderr, "\n"), 2)
+	must(0, os.Remove(".env"))
 	must(0, os.Mkdir(".env", 0o700))
 	for arg, code := range map[string]int{"-sandbox": 2, "-check": 2, "-healthy": 1} {
 		_, stderr := runToEnd(t, code, none, arg)
