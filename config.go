@@ -131,21 +131,13 @@ func newSettings(getenv func(string) string) *settings {
 		_, err := os.Stat(dotEnv + ".txt")
 		s.renamed = err == nil
 	case err != nil:
-		s.bad(dotEnv, fmt.Sprintf("cannot be read (%v): let this user read it, or move it away", plain(err)))
+		s.bad(dotEnv, fmt.Sprintf("cannot be read (%v): let this user read it, or move it away", errors.Unwrap(err)))
 	case bytes.Contains(content, []byte("\x00")):
 		s.bad(dotEnv, "is in UTF-16: save it as UTF-8")
 	default:
 		s.readFile(string(content))
 	}
 	return s
-}
-
-// plain returns err without a path, which may be a secret in the wrong variable.
-func plain(err error) error {
-	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-		return pathErr.Err
-	}
-	return err
 }
 
 var (
@@ -339,8 +331,8 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 		s.bad(name, "is not set: set it, or WX_APPSECRET_FILE to a file that holds it"+trySandbox)
 	}
 	if appIDs != nil && appSecrets != nil && len(appIDs) != len(appSecrets) {
-		s.bad(name, fmt.Sprintf("has another number of entries (%d) than WX_APPID (%d): write one AppSecret for each "+
-			"AppID, in the same order", len(appSecrets), len(appIDs)))
+		s.bad(name, fmt.Sprintf("has another number of entries than WX_APPID (%d and %d): write one AppSecret for "+
+			"each AppID, in the same order", len(appSecrets), len(appIDs)))
 	}
 	for i, appSecret := range appSecrets {
 		if !sandbox && !looksLikeAppSecret(appSecret) {
@@ -352,7 +344,7 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 
 // readSecrets returns the AppSecrets in a file, between commas or one a line.
 func (s *settings) readSecrets(name, file string) []string {
-	content, err := os.ReadFile(file)
+	content, err := os.ReadFile(file) // its error wraps one without the path, which may be a secret in the wrong place
 	var lines []string
 	for line := range strings.Lines(strings.ReplaceAll(string(content), "\ufeff", "")) {
 		if line = strings.TrimSpace(line); line != "" {
@@ -361,7 +353,7 @@ func (s *settings) readSecrets(name, file string) []string {
 	}
 	switch {
 	case err != nil:
-		s.bad(name, fmt.Sprintf("cannot be read (%v): name a file that this user may read", plain(err)))
+		s.bad(name, fmt.Sprintf("cannot be read (%v): name a file that this user may read", errors.Unwrap(err)))
 	case bytes.Contains(content, []byte("\x00")):
 		s.bad(name, "names a file in UTF-16: save it as UTF-8")
 	case len(lines) == 0:

@@ -242,12 +242,13 @@ func TestErrorWords(t *testing.T) {
 	checkREADMEs(t, "(?m)^\\| (\\d+) \\| `(\\w+)` \\|([-\\d ]*)\\|", want)
 }
 
-// TestSettingsAreDocumented looks for each setting and its default in -h and in the READMEs.
+// TestSettingsAreDocumented looks for each setting and its default in -h, in .env.example and in the READMEs.
 func TestSettingsAreDocumented(t *testing.T) {
 	c := must(loadConfig(func(name string) string { return credentials()[name] }, false))
 	defaults := map[string]string{"ADDR": c.addr, "WX_BASE_URL": wechatURLs, "WX_TIMEOUT": c.timeout.String(),
 		"MAX_INFLIGHT": fmt.Sprint(c.maxInflight), "MAX_CONNS": fmt.Sprint(c.maxConns)}
 	var want []string
+	example := string(must(os.ReadFile(".env.example")))
 	for _, name := range settingNames {
 		pattern := `\b` + name + `\b`
 		if defaults[name] != "" {
@@ -256,6 +257,8 @@ func TestSettingsAreDocumented(t *testing.T) {
 		same(t, "-h has "+pattern, regexp.MustCompile(pattern).MatchString(settingsHelp), true)
 		if !strings.HasSuffix(name, "_PROXY") {
 			want = append(want, inOrder(name, defaults[name]))
+			line := "\n#?" + name + "=" + defaults[name] + "\n"
+			same(t, ".env.example has "+line, regexp.MustCompile(line).MatchString(example), true)
 		}
 	}
 	checkREADMEs(t, "(?m)^\\| `([A-Z_]+)` \\| *(?:`([^`]*)`|[^`|]*) *\\|", want)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -88,6 +89,10 @@ func TestSandbox(t *testing.T) {
 		same(t, code, []any{is, strings.Contains(got.body, `"unionid":"o`)}, []any{whose, whose != want})
 	}
 	same(t, "users", len(users), 3)
+	shown := fakeID("openid", "wx0000000000000000", "sandbox") // without WX_APPID
+	for _, page := range []string{"README.md", "README.zh-CN.md", "docs/openapi.json"} {
+		same(t, page+" has "+shown, strings.Contains(string(must(os.ReadFile(page))), shown), true)
+	}
 	got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029","appid":"touristappid"}`)
 	like(t, got.said(), "400 appid_mismatch: The mini program has the AppID touristappid and this service has …"+
 		": the code asks the sandbox for errcode 40029, or for something unknown, which the log explains.")

@@ -42,30 +42,29 @@ type world struct {
 	seed         uint64
 	proxy        string // its scheme, or empty
 	cert         tls.Certificate
-	fails        []float64 // how many connections to a base URL do, 0 to 1
-	sound        int       // base URLs to which none does
-	slow, broken float64   // how much of its limit connecting takes at most; how many exchanges are broken
+	limit        time.Duration // of connecting
+	fails        []float64     // how many connections to a base URL do, 0 to 1
+	some, all    bool          // base URLs are sound: no connection to them fails
+	slow, broken float64       // how much of its limit connecting takes at most; how many exchanges are broken
 	logins       []login
-	dials, next  atomic.Uint64 // next login
+	next         atomic.Uint64 // login
 	open         atomic.Int64  // connections
 }
 
 // A login is what becomes of a code.
 type login struct {
 	code            string
-	within          time.Duration // an openid has to come, or 0
-	host            string        // and from where, or empty
+	host            string        // from where an openid has to come, or empty
+	within, took    time.Duration // and when, or 0
 	reused          []bool        // of each connection that the code was sent on: it is out of the pool
 	reads           int           // by WeChat
 	last            failing       // what WeChat did when it read the code last
 	granted, hungUp bool          // the client has read the whole reply with the openid; the caller has hung up
-	start, ended    time.Time
 	got             result
 }
 
 // dice returns new dice: the world, each caller and each dial have their own.
-func (w *world) dice(n uint64) *rand.Rand { return rand.New(rand.NewPCG(w.seed, n)) }
-
+func (w *world) dice(n uint64) *rand.Rand      { return rand.New(rand.NewPCG(w.seed, n)) }
 func pick[T any](dice *rand.Rand, from ...T) T { return from[dice.IntN(len(from))] }
 
 // part is a random part of d.
@@ -78,13 +77,12 @@ func newWorld(t *testing.T, seed uint64) *world {
 	dice, baseURLs := w.dice(0), []string{}
 	for i := range 1 + dice.IntN(3) {
 		w.fails = append(w.fails, pick(dice, 0, 0, 0.2, 0.6, 1))
-		if w.fails[i] == 0 {
-			w.sound++
-		}
 		baseURLs = append(baseURLs, fmt.Sprintf("%s://wechat%d", pick(dice, "http", "https"), i))
 	}
+	w.some, w.all = slices.Contains(w.fails, 0), slices.Max(w.fails) == 0
 	w.proxy, w.broken = pick(dice, "", "http", "socks5"), pick(dice, 0, 0.1, 0.4)
 	w.service = newService(t, pick(dice, time.Second, 5*time.Second, 20*time.Second), baseURLs...)
+	w.limit = w.timeout * 9 / 10 / time.Duration(len(w.bases))
 	w.slots, w.turns = make(chan struct{}, 8+dice.IntN(20)), make(chan struct{}, 2+dice.IntN(5))
 	a := newAuthority(t)
 	w.cert = tls.Certificate{Certificate: [][]byte{a.cert.Raw}, PrivateKey: a.key}
@@ -121,14 +119,14 @@ func (w *world) run() {
 	callers.Wait()
 	synctest.Wait()
 	for i, b := range w.bases {
-		marked, until := strings.Contains(w.log.String(), `"host":"`+b.url.Host+`"`), time.Until(b.passedOver)
-		if until > 30*time.Second || marked && w.fails[i] == 0 {
+		marked := !b.passedOver.IsZero() || strings.Contains(w.log.String(), `"host":"`+b.url.Host+`"`)
+		if until := time.Until(b.passedOver); until > 30*time.Second || marked && w.fails[i] == 0 {
 			w.t.Errorf("%s is passed over for %v, want 30 s, or never if no connection failed", b.url.Host, until)
 		}
 		w.fails[i] = 0
 	}
 	w.slow, w.broken = 0, 0
-	wait, ctx := w.bases[0].limit+soon, w.t.Context()
+	wait, ctx := w.limit+soon, w.t.Context()
 	for range cap(w.turns) { // a dial whose caller hung up keeps its place until the limit
 		callers.Go(func() { w.login(ctx, "", wait) })
 	}
@@ -140,9 +138,18 @@ func (w *world) run() {
 		w.bases[0].transport.CloseIdleConnections()
 		w.fails[0] = 1
 		w.login(ctx, "", wait)
+		time.Sleep(29 * time.Second)
 		w.login(ctx, "", soon)
+		time.Sleep(2 * time.Second)
+		callers.Go(func() { w.login(ctx, "", wait) }) // tries wechat0, and no other does
+		time.Sleep(soon / 10)
+		w.login(ctx, "", soon)
+		callers.Wait()
 		w.fails[0] = 0
 		time.Sleep(31 * time.Second)
+		gone, hangUp := context.WithCancel(ctx)
+		hangUp()
+		w.login(gone, "", 0)
 		w.login(ctx, "wechat0", soon)
 	}
 	time.Sleep(50*time.Second + w.timeout)
@@ -152,14 +159,14 @@ func (w *world) run() {
 
 func (w *world) login(ctx context.Context, host string, within time.Duration) {
 	n := w.next.Add(1) - 1
-	l := &w.logins[n]
-	l.code, l.host, l.within, l.start = fmt.Sprint(leakCode, n), host, within, time.Now()
+	l, start := &w.logins[n], time.Now()
+	l.code, l.host, l.within = fmt.Sprint(leakCode, n), host, within
 	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
 		l.reused = append(l.reused, info.Reused)
 	}})
 	h := func(rw http.ResponseWriter, r *http.Request) { w.ServeHTTP(rw, r.WithContext(traced)) }
 	l.got = answer(w.t, http.HandlerFunc(h), asJSON(l.code))
-	l.ended, l.hungUp = time.Now(), ctx.Err() != nil
+	l.took, l.hungUp = time.Since(start), ctx.Err() != nil
 }
 
 // check checks in the end what holds in each world.
@@ -172,7 +179,7 @@ func (w *world) check() {
 	}
 	for _, l := range logins {
 		checkNoLeak(w.t, "answer", fmt.Sprint(l.got.header, l.got.body))
-		brief, sent, took := l.got.brief(), len(l.reused), l.ended.Sub(l.start)
+		brief, sent, took := l.got.brief(), len(l.reused), l.took
 		late, fits := took >= w.timeout*19/20, brief == l.last.want
 		switch {
 		case brief == "499 client_closed_request":
@@ -182,9 +189,9 @@ func (w *world) check() {
 		case brief == timedOut:
 			fits = late
 		case brief == breaks && sent == 0:
-			fits = w.sound == 0
+			fits = !w.some
 		case brief == breaks && l.reused[sent-1] && (l.reads == 0 || l.last.name == "closed"): // and no other came
-			fits = w.sound < len(w.bases) || late
+			fits = !w.all || late
 		}
 		granted, fresh := l.got.status == 200, slices.Index(l.reused, false)
 		if !fits || took > w.timeout || l.granted != granted || l.reads > sent || fresh >= 0 && fresh < sent-1 ||
@@ -199,7 +206,7 @@ func (w *world) check() {
 
 // dial is the network: a proxy perhaps, TLS perhaps, WeChat.
 func (w *world) dial(ctx context.Context, i int) (net.Conn, error) {
-	dice, https := w.dice(100+w.dials.Add(1)), w.bases[i].url.Scheme == "https"
+	dice, https := w.dice(uint64(3*time.Now().UnixNano()+int64(i))), w.bases[i].url.Scheme == "https"
 	var steps []string // after TCP, but for TLS
 	if w.proxy == "socks5" {
 		steps = append(steps, "\x05\x00"+next+"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
@@ -207,9 +214,8 @@ func (w *world) dial(ctx context.Context, i int) (net.Conn, error) {
 		steps = append(steps, ok+"\r\n")
 	}
 	var err error
-	slow := time.Duration(w.slow * float64(w.bases[i].limit) / 3) // as the weather is when the dial begins
-	pause := func() time.Duration { return part(dice, slow) }
-	wait, fails, faulty := pause(), dice.Float64() < w.fails[i], dice.IntN(3)
+	most := time.Duration(w.slow * float64(w.limit) / 2) // as the weather is when the dial begins
+	wait, then, fails, faulty := part(dice, most), part(dice, most), dice.Float64() < w.fails[i], dice.IntN(3)
 	if fails && faulty < len(steps) || fails && faulty == len(steps) && https {
 		steps = append(steps[:faulty], pick(dice, hold, "", "SSH-2.0-"+leaks+"\r\n"))
 	} else if fails {
@@ -228,11 +234,10 @@ func (w *world) dial(ctx context.Context, i int) (net.Conn, error) {
 	go func() {
 		defer w.open.Add(-1)
 		defer theirs.Close()
+		time.Sleep(then)
 		for _, step := range steps {
-			time.Sleep(pause())
 			play(theirs, step)
 		}
-		time.Sleep(pause())
 		if https && !fails {
 			w.serve(tls.Server(theirs, &tls.Config{Certificates: []tls.Certificate{w.cert}}), i, dice)
 		} else if !fails {
@@ -267,8 +272,7 @@ func (w *world) serve(conn net.Conn, i int, dice *rand.Rand) {
 		if w.broken == 0 || dice.IntN(2) > 0 {
 			delay /= 1000
 		}
-		l.reads++
-		l.last = fault
+		l.reads, l.last = l.reads+1, fault
 		time.Sleep(delay)
 		if err := write(conn, fault.answer); err != nil || fault.name != "" {
 			return

@@ -63,8 +63,7 @@ func newService(t testing.TB, timeout time.Duration, baseURLs ...string) *servic
 }
 
 func (s *service) post(code string) result { return answer(s.t, s, asJSON(code)) }
-
-func asJSON(code string) string { return string(must(json.Marshal(map[string]string{"code": code}))) }
+func asJSON(code string) string            { return string(must(json.Marshal(map[string]string{"code": code}))) }
 
 // brief is the answer in short: 200 and its body, or status, error and errcode.
 func (got result) brief() string {
@@ -81,8 +80,7 @@ func (s *service) leads(i int, to any) {
 			<-ctx.Done()
 		}
 		if err, failed := to.(error); failed {
-			op := map[bool]string{false: "dial", true: "read"}[err == syscall.ECONNRESET] // which comes later
-			return nil, &net.OpError{Op: op, Net: "tcp", Source: &net.TCPAddr{Port: 1}, Err: err}
+			return nil, &net.OpError{Op: "dial", Net: "tcp", Source: &net.TCPAddr{Port: 1}, Err: err}
 		}
 		ours, theirs := net.Pipe()
 		serve, isFunc := to.(func(net.Conn))
@@ -141,7 +139,6 @@ const (
 
 var failings = []failing{
 	{name: "closed", answer: "", want: breaks, cause: "one" + before},
-	{name: "half a header", answer: ok + "X: " + leaks, want: breaks, cause: "one" + before},
 	{name: "long header", answer: ok + "X: " + strings.Repeat(leaks, 500) + end, want: breaks, cause: "one" + before},
 	{name: "SSH instead of HTTP", answer: "SSH-2.0-" + leaks + "\r\n", want: breaks, cause: "one" + before},
 	{name: "bad status", answer: "HTTP/1.1 " + leaks + end, want: breaks, cause: "one" + before},
@@ -170,9 +167,7 @@ var failings = []failing{
 	{name: "empty unionid", answer: reply(`{"unionid":"",` + openID + `}`), want: success},
 	{name: "unionid", answer: reply(`{"unionid":"u",` + openID + `}`), want: `200 {` + openID + `,"unionid":"u"}`},
 	{name: "string", answer: reply(`{"errcode":"40163","errmsg":"` + leakKey + `"}`), want: "400 code_used 40163"},
-	{name: "whole float", answer: reply(`{"errcode":4.5011e4}`), want: "429 rate_limited 45011"},
 	{name: "broken float", answer: reply(`{"errcode":40029.5,` + openID + `}`), want: useless},
-	{name: "beyond all bounds", answer: reply(`{"errcode":1e999,` + openID + `}`), want: useless},
 	{name: "0", answer: reply(`{"errcode":0,"errmsg":"ok",` + openID + `}`), want: success},
 	{name: "null", answer: reply(`{"errcode":null,"errmsg":null,"unionid":null,` + openID + `}`), want: success},
 	{name: "true", answer: reply(`{"errcode":true,` + openID + `}`), want: useless},
@@ -329,7 +324,8 @@ func TestNoConnection(t *testing.T) {
 		{proxy: plain, to: ends{"", http200 + next, syscall.ECONNRESET}, cause: noConn + closed + rules},
 		{proxy: plain, to: ends{http200 + next + http400}, cause: noConn + noTLS + rules},
 		{proxy: plain, to: ends{"SSH-2.0-" + leaks + end, ok + leaks + end}, cause: noConn + "no HTTP" + rules},
-		{proxy: "https://proxy:1", to: ends{http400}, cause: noConn + noTLS + rules},
+		{proxy: "https://proxy:1", to: ends{presents("x", -time.Hour, time.Hour)},
+			cause: noConn + "x509: certificate is valid for x, not proxy" + rules},
 		{proxy: socks, to: ends{"\x05\xff"}, cause: noConn + "no acceptable authentication methods" + password},
 		{proxy: socks, to: ends{"\x05\x02" + next + "\x01\x01"},
 			cause: noConn + "username/password authentication failed" + password},
@@ -425,9 +421,8 @@ func TestRequestToWeChat(t *testing.T) {
 
 // FuzzReply has WeChat send any bytes. The answer is a user, or a failure in words of the program's own.
 func FuzzReply(f *testing.F) {
-	for _, text := range []string{whole + whole, ok + "Transfer-Encoding: chunked" + end + "2;x=y\r\n{}\r\n0" + end} {
-		f.Add([]byte(text))
-	}
+	f.Add([]byte(whole + whole))
+	f.Add([]byte(ok + "Transfer-Encoding: chunked" + end + "2;x=y\r\n{}\r\n0" + end))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		s, asked := newService(t, 10*time.Second, "http://wechat"), 0
 		s.leads(0, func(conn net.Conn) { asked++; conn.Read(make([]byte, 8192)); conn.Write(text) })
