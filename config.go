@@ -174,13 +174,14 @@ func (s *settings) readFile(content string) {
 		s.file[name] = value
 	}
 	for _, name := range settingNames {
+		isProxy := strings.HasSuffix(name, "_PROXY")
 		switch {
-		case s.getenv(name) != "" || s.getenv(strings.ToLower(name)) != "": // of a proxy's two spellings, either
+		case s.getenv(name) != "" || isProxy && s.getenv(strings.ToLower(name)) != "":
 			delete(s.file, name)
 		case s.file[name] != "":
 			s.fromFile = append(s.fromFile, name)
 		}
-		if strings.HasSuffix(name, "_PROXY") && s.file[name] != "" {
+		if isProxy && s.file[name] != "" {
 			os.Setenv(name, s.file[name]) // where net/http looks for it
 		}
 	}

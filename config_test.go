@@ -97,7 +97,7 @@ func TestOddSettings(t *testing.T) {
 		"holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), …": {"WX_APPID=hunter2, " + otherSecret},
 		"holds the same AppID twice: write each once":                        {"WX_APPID=hunter2 ,hunter2"},
 
-		"has another number of entries than WX_APPID (1 and 2): write one AppSecret for each AppID, in the same order": {
+		"has another number of entries than WX_APPID (1 and 2): write one AppSecret for each AppID, …": {
 			"FILE=hunter2", "WX_APPSECRET=hunter2"},
 		"has an empty entry: write a value there, and no comma at the end": {"WX_APPID=a,,b", "WX_APPSECRET=hunter2, ",
 			"WX_BASE_URL=,https://hunter2"},
@@ -199,7 +199,7 @@ func TestDotEnv(t *testing.T) {
 		{content: "https_proxy=a:1\nHttp_Proxy=b:1\nALL_PROXY=d:1", want: "HTTPS_PROXY=a:1 HTTP_PROXY=b:1"},
 		{content: "K=\"---\nM= ADDR: x\n---\"\nWX_APPIDS: x\nADDR.x: x\n{ADDR: 1}\naddr=:2\nADDR=:1", want: "ADDR=:1"},
 		{content: "ADDR=:1\nHTTPS_PROXY=a:1\nWX_TIMEOUT=2s", want: "WX_TIMEOUT=2s",
-			env: map[string]string{"ADDR": ":2", "https_proxy": "b:1", "WX_TIMEOUT": ""}},
+			env: map[string]string{"ADDR": ":2", "https_proxy": "b:1", "WX_TIMEOUT": "", "wx_timeout": "9s"}},
 		{content: "ADDR: x\nWX_BASE_URL=x\nHTTPS_PROXY=x", env: credentials()},
 		{content: "X: 1\nMAX_CONNS: hunter2", want: "MAX_CONNS" + bad + "MAX_CONNS= and the value"},
 		{content: "KEY=\"---\nexport http_proxy hunter2", want: "HTTP_PROXY" + bad + "HTTP_PROXY= and the value"},
@@ -233,6 +233,11 @@ func TestNoDotEnv(t *testing.T) {
 		like(t, stderr, "WX_APPID is not set: "+what+", or try it with -sandbox, which needs neither AppID nor …\n…")
 		writeFile(".env.txt", "")
 	}
+	writeFile(".env", "WX_APPID: x")
+	_, stderr := runToEnd(t, 2, none)
+	like(t, stderr, "WX_APPID is not written as …\nWX_APPSECRET is not set: …")
+	same(t, stderr, strings.Count(stderr, "\n"), 2)
+	must(0, os.Remove(".env"))
 	must(0, os.Mkdir(".env", 0o700))
 	for arg, code := range map[string]int{"-sandbox": 2, "-check": 2, "-healthy": 1} {
 		_, stderr := runToEnd(t, code, none, arg)
