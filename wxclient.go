@@ -366,7 +366,8 @@ func (b *base) noConnection(err error) string {
 	variable, what, host := proxyVariable(os.Getenv, b.url.Scheme), said(err), b.url.Hostname()
 	op, _ := errors.AsType[*net.OpError](err)
 	ofProxy := op != nil && op.Op == "proxyconnect" // on the way to it, and not through it
-	switch {                                        // the first that holds is the reason
+
+	switch { // the first that holds is the reason
 	case noDescriptor(err):
 		return "this machine has no file descriptor left: raise LimitNOFILE (ulimit -n), or lower MAX_CONNS"
 	case b.proxy != nil && unreached(err):
