@@ -99,7 +99,7 @@ type settings struct {
 	file     map[string]string // what .env holds that the environment has not
 	fromFile []string          // the names of that, in order
 	renamed  bool              // there is no .env, but .env.txt
-	problems []error           // problem
+	problems []error           // each is a problem
 	warnings []string
 }
 

@@ -180,7 +180,7 @@ func (h *handler) unknownCode(f *failure, appID, named, code string) *failure {
 
 // readCode returns the code in the body of r, and the AppID that r names, or an empty one.
 func (h *handler) readCode(w http.ResponseWriter, r *http.Request) (code, named string, f *failure) {
-	// net/http clears the deadline when the body has been read: it would end the exchange, too.
+	// net/http clears this deadline once the body has been read. If it passed later, it would cancel r.Context().
 	http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
@@ -220,7 +220,8 @@ func notASCII(r rune) bool { return r < ' ' || r > '~' }
 
 func invalid(message string) *failure { return &failure{word: "invalid_request", message: message} }
 
-// isAppID reports whether name may get into a message and the log. The developer tools have touristappid for nobody's.
+// isAppID reports whether name may get into a message and the log. The developer tools in tourist mode use
+// touristappid.
 func (h *handler) isAppID(name string) bool {
 	return looksLikeAppID(name) || name == "touristappid" || slices.Contains(h.appIDs, name)
 }
