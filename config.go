@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -90,7 +91,11 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 		s.checkProxies(c.baseURLs)
 	}
 	c.warnings = s.warnings
-	return c, errors.Join(s.problems...)
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(s.problems)) {
+		errs = append(errs, errors.New(name+" "+s.problems[name]))
+	}
+	return c, errors.Join(errs...)
 }
 
 // settings reads settings one by one and collects what is wrong with them.
@@ -99,29 +104,20 @@ type settings struct {
 	file     map[string]string // what .env holds that the environment has not
 	fromFile []string          // the names of that, in order
 	renamed  bool              // there is no .env, but .env.txt
-	problems []error           // each is a problem
+	problems map[string]string // by the name of a bad setting: the cause, then what to do
 	warnings []string
 }
 
-// A problem is a bad setting: its name, and the cause with what to do.
-type problem struct{ name, text string }
-
-func (p problem) Error() string { return p.name + " " + p.text }
-
 // bad notes a problem, the first of each setting.
 func (s *settings) bad(name, text string) {
-	if !s.isBad(name) {
-		s.problems = append(s.problems, problem{name, text})
+	if s.problems[name] == "" {
+		s.problems[name] = text
 	}
-}
-
-func (s *settings) isBad(name string) bool {
-	return slices.ContainsFunc(s.problems, func(err error) bool { return err.(problem).name == name })
 }
 
 // newSettings returns the settings of the environment and, where that has no WX_APPID, of the file .env.
 func newSettings(getenv func(string) string) *settings {
-	s := &settings{getenv: getenv, file: make(map[string]string)}
+	s := &settings{getenv: getenv, file: make(map[string]string), problems: make(map[string]string)}
 	if getenv("WX_APPID") != "" {
 		return s
 	}
@@ -140,12 +136,9 @@ func newSettings(getenv func(string) string) *settings {
 	return s
 }
 
-var (
-	fileLine = regexp.MustCompile(`^(?i:export[ \t]+|set[ \t]+)?([\w.-]+)[ \t]*(=?)(.*)$`)
-	// A quoted value ends at the first quote behind which there is nothing but a comment.
-	fileQuotes  = regexp.MustCompile(`^(?:"(.*?)"|'(.*?)')(?:[ \t]+#.*)?$`)
-	fileComment = regexp.MustCompile(`[ \t]#.*$`)
-)
+// fileLine finds NAME, =, and the value: between quotes, if there is nothing but a comment behind them, or as it is.
+var fileLine = regexp.MustCompile(`^(?i:(?:export|set)[ \t]+)?([\w.-]+)[ \t]*(=?)` +
+	`(?:[ \t]*"(.*?)"|[ \t]*'(.*?)'|(.*?))(?:[ \t]+#.*)?$`)
 
 // readFile takes the settings from the lines of .env. Other names belong to other programs.
 func (s *settings) readFile(content string) {
@@ -154,36 +147,28 @@ func (s *settings) readFile(content string) {
 		if m == nil {
 			continue
 		}
-		name, value := m[1], m[3]
+		name := m[1]
 		if upper := strings.ToUpper(name); strings.HasSuffix(upper, "_PROXY") {
 			name = upper
 		}
-		if !slices.Contains(settingNames, name) {
-			continue
+		switch {
+		case !slices.Contains(settingNames, name):
+		case m[2] == "":
+			s.bad(name, fmt.Sprintf("is not written as NAME=value in line %d of .env: write %s=value", i+1, name))
+		default:
+			s.file[name] = m[3] + m[4] + strings.TrimLeft(m[5], " \t")
 		}
-		if m[2] == "" {
-			s.bad(name, fmt.Sprintf("is not written as NAME=value in line %d of .env: write %s= and the value", i+1,
-				name))
-			continue
-		}
-		if q := fileQuotes.FindStringSubmatch(strings.Trim(value, " \t")); q != nil {
-			value = q[1] + q[2]
-		} else {
-			value = strings.Trim(fileComment.ReplaceAllString(value, ""), " \t")
-		}
-		s.file[name] = value
 	}
 	for _, name := range settingNames {
 		isProxy := strings.HasSuffix(name, "_PROXY")
-		switch {
-		case s.getenv(name) != "" || isProxy && s.getenv(strings.ToLower(name)) != "":
+		switch { // the environment wins
+		case s.file[name] == "", s.getenv(name) != "", isProxy && s.getenv(strings.ToLower(name)) != "":
 			delete(s.file, name)
-		case s.file[name] != "":
-			s.fromFile = append(s.fromFile, name)
-		}
-		if isProxy && s.file[name] != "" {
+			continue
+		case isProxy:
 			os.Setenv(name, s.file[name]) // where net/http looks for it
 		}
+		s.fromFile = append(s.fromFile, name)
 	}
 }
 
@@ -259,8 +244,7 @@ func flaw(value string) string {
 	case strings.ContainsFunc(value, unicode.IsSpace):
 		return "holds white space, a space or a line break: remove it"
 	case strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII }):
-		return "is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation " +
-			"(：，) by : and ,"
+		return "is not plain ASCII text: replace a placeholder by the real value, and full-width ：， by : and ,"
 	}
 	return ""
 }
@@ -276,7 +260,7 @@ func (s *settings) appIDs(sandbox bool) []string {
 	const name = "WX_APPID"
 	switch {
 	case s.get(name) != "":
-	case s.isBad(dotEnv): // it may be in there
+	case s.problems[dotEnv] != "": // it may be in there
 		return nil
 	case sandbox:
 		return []string{"wx0000000000000000"}
@@ -284,16 +268,14 @@ func (s *settings) appIDs(sandbox bool) []string {
 		s.bad(name, "is not set: rename .env.txt to .env, the only name that is read"+trySandbox)
 		return nil
 	default:
-		s.bad(name, "is not set: set it to the mini program's AppID ("+console+"), in the environment or in .env"+
-			trySandbox)
+		s.bad(name, "is not set: write the AppID of "+console+", into the environment or .env"+trySandbox)
 		return nil
 	}
 	appIDs := s.list(name, "", s.get(name))
 	for i, appID := range appIDs {
 		switch {
 		case looksLikeAppSecret(appID):
-			s.bad(name, "holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), and the AppSecret into "+
-				"WX_APPSECRET")
+			s.bad(name, "holds an AppSecret: write the AppID there, and the AppSecret into WX_APPSECRET")
 		case slices.Contains(appIDs[:i], appID):
 			s.bad(name, "holds the same AppID twice: write each once")
 		case !looksLikeAppID(appID):
@@ -323,7 +305,7 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 	case file != "":
 		name = "WX_APPSECRET_FILE"
 		appSecrets = s.readSecrets(name, file)
-	case s.get("WX_APPSECRET_FILE") != "" || s.isBad(dotEnv): // a bad one
+	case s.get("WX_APPSECRET_FILE") != "" || s.problems[dotEnv] != "": // a bad one
 	case sandbox:
 		for range appIDs {
 			appSecrets = append(appSecrets, rand.Text())
@@ -332,8 +314,8 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 		s.bad(name, "is not set: set it, or WX_APPSECRET_FILE to a file that holds it"+trySandbox)
 	}
 	if appIDs != nil && appSecrets != nil && len(appIDs) != len(appSecrets) {
-		s.bad(name, fmt.Sprintf("has another number of entries than WX_APPID (%d and %d): write one AppSecret for "+
-			"each AppID, in the same order", len(appSecrets), len(appIDs)))
+		s.bad(name, fmt.Sprintf("has another number of entries than WX_APPID (%d and %d): write one for each, in order",
+			len(appSecrets), len(appIDs)))
 	}
 	for i, appSecret := range appSecrets {
 		if !sandbox && !looksLikeAppSecret(appSecret) {
@@ -360,8 +342,7 @@ func (s *settings) readSecrets(name, file string) []string {
 	case len(lines) == 0:
 		s.bad(name, "names a file that is empty: put the AppSecret into it")
 	case strings.Contains(string(content), "WX_APPSECRET") && !strings.Contains(string(content), "${"):
-		s.bad(name, "names a file with more than the AppSecret: the file has to hold the AppSecret alone, without "+
-			"WX_APPSECRET=")
+		s.bad(name, "names a file that says WX_APPSECRET: the file has to hold the AppSecret alone")
 	default:
 		return s.list(name, "names a file that ", strings.Join(lines, ","))
 	}
@@ -375,12 +356,8 @@ func (s *settings) addr(sandbox bool) string {
 	}
 	value := cmp.Or(s.value("ADDR"), unset)
 	_, port, err := net.SplitHostPort(value)
-	_, portErr := strconv.ParseUint(port, 10, 16)
-	switch {
-	case errors.Is(portErr, strconv.ErrRange):
-		s.bad("ADDR", "has a port that does not exist: the port has to be 0 to 65535")
-	case err != nil || portErr != nil:
-		s.bad("ADDR", "is not a listen address: write host:port or :port, as in 127.0.0.1:2020 or :2020")
+	if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
+		s.bad("ADDR", "is not a listen address: write host:port or :port, with a port up to 65535, as in :2020")
 	}
 	return value
 }
@@ -393,10 +370,8 @@ func (s *settings) timeout() time.Duration {
 	switch {
 	case err != nil && notNumber == nil:
 		s.bad(name, "has no unit"+write)
-	case err != nil:
-		s.bad(name, "is not a time"+write)
-	case d <= 0 || d > maxTimeout:
-		s.bad(name, "is not above zero and up to 1h"+write)
+	case err != nil || d <= 0 || d > maxTimeout:
+		s.bad(name, "is not a time above zero and up to 1h"+write)
 	}
 	return d
 }
@@ -450,19 +425,16 @@ func portExists(u *url.URL) bool {
 // checkProxies looks at the proxy variables that base URLs use: net/http drops a bad value without a word.
 func (s *settings) checkProxies(bases []*url.URL) {
 	if s.get(proxyVariable(s.get, "all")) != "" && s.get(proxyVariable(s.get, "https")) == "" {
-		s.warnings = append(s.warnings, "ALL_PROXY is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat "+
-			"through it")
+		s.warnings = append(s.warnings, "ALL_PROXY is used by curl, but not here: set HTTPS_PROXY")
 	}
-	var names []string
 	for _, u := range bases {
 		name := proxyVariable(s.get, u.Scheme)
-		if isLoopback(u.Hostname()) || slices.Contains(names, name) {
+		if isLoopback(u.Hostname()) {
 			continue
 		}
-		names = append(names, name)
 		if value := s.value(name); value != "" && !isProxy(value) {
-			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, and in a password "+
-				"%25 for %, %23 for # and %3F for ?")
+			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, "+
+				"and in a password %25 for %, %23 for # and %3F for ?")
 		}
 	}
 }

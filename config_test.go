@@ -73,7 +73,7 @@ func TestOddSettings(t *testing.T) {
 
 		"and WX_APPSECRET_FILE are both set: remove one of them": {"WX_APPSECRET_FILE=hunter2|WX_APPSECRET=hunter2"},
 
-		"is not plain ASCII text: replace a placeholder by the real value, and full-width punctuation (：，) by…": {
+		"is not plain ASCII text: replace a placeholder by the real value, and full-width ：， by : and ,": {
 			"WX_APPID=你的AppID", "ADDR=：2020"},
 		"holds an invisible character: type it anew": {"WX_APPID=hunter2\u200bx", "WX_APPSECRET=\ufeffhunter2",
 			"ADDR=:1\u00a0", "TLS_KEY=x|TLS_CERT=hunter2\x7f"},
@@ -87,26 +87,26 @@ func TestOddSettings(t *testing.T) {
 		"has quotes around it: remove them": {`WX_APPSECRET="hunter2"`, "WX_APPID=“hunter2”", "ADDR=`hunter2`",
 			"TLS_KEY=x|TLS_CERT='hunter2'"},
 
-		"cannot be read (…): name a file that this user may read":          {"WX_APPSECRET=|WX_APPSECRET_FILE=hunter2"},
-		"names a file that is empty: put the AppSecret into it":            {"FILE= \r\n\n"},
-		"names a file that has quotes around it: remove them":              {"FILE=\"hunter2\"\n"},
-		"names a file that has an empty entry: write a value there, …":     {"FILE=hunter2,"},
-		"names a file in UTF-16: save it as UTF-8":                         {"FILE=\xff\xfeh\x00u\x00"},
-		"names a file with more than the AppSecret: the file has to hold…": {"FILE=WX_APPSECRET=hunter2\n"},
+		"cannot be read (…): name a file that this user may read":                       {"WX_APPSECRET=|WX_APPSECRET_FILE=hunter2"},
+		"names a file that is empty: put the AppSecret into it":                         {"FILE= \r\n\n"},
+		"names a file that has quotes around it: remove them":                           {"FILE=\"hunter2\"\n"},
+		"names a file that has an empty entry: write a value there, …":                  {"FILE=hunter2,"},
+		"names a file in UTF-16: save it as UTF-8":                                      {"FILE=\xff\xfeh\x00u\x00"},
+		"names a file that says WX_APPSECRET: the file has to hold the AppSecret alone": {"FILE=WX_APPSECRET=hunter2\n"},
 
-		"holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), …": {"WX_APPID=hunter2, " + otherSecret},
-		"holds the same AppID twice: write each once":                        {"WX_APPID=hunter2 ,hunter2"},
+		"holds an AppSecret: write the AppID there, and the AppSecret into WX_APPSECRET": {"WX_APPID=hunter2, " + otherSecret},
+		"holds the same AppID twice: write each once":                                    {"WX_APPID=hunter2 ,hunter2"},
 
-		"has another number of entries than WX_APPID (1 and 2): write one AppSecret for each AppID, …": {
+		"has another number of entries than WX_APPID (1 and 2): write one for each, in order": {
 			"FILE=hunter2", "WX_APPSECRET=hunter2"},
 		"has an empty entry: write a value there, and no comma at the end": {"WX_APPID=a,,b", "WX_APPSECRET=hunter2, ",
 			"WX_BASE_URL=,https://hunter2"},
 
-		"is not a listen address: write host:port or :port, as in …":       {"ADDR=hunter2", "ADDR=:hunter2"},
-		"has a port that does not exist: the port has to be 0 to 65535":    {"ADDR=hunter2:65536"},
-		"has no unit: write 5s or 800ms":                                   {"WX_TIMEOUT=5"},
-		"is not a time: write 5s or 800ms":                                 {"WX_TIMEOUT=5sec", "WX_TIMEOUT=hunter2"},
-		"is not above zero and up to 1h: write 5s or 800ms":                {"WX_TIMEOUT=0s", "WX_TIMEOUT=1h1ns"},
+		"is not a listen address: write host:port or :port, with a port up to 65535, as in :2020": {"ADDR=hunter2",
+			"ADDR=:hunter2", "ADDR=hunter2:65536"},
+		"has no unit: write 5s or 800ms": {"WX_TIMEOUT=5"},
+		"is not a time above zero and up to 1h: write 5s or 800ms": {"WX_TIMEOUT=5sec", "WX_TIMEOUT=hunter2",
+			"WX_TIMEOUT=0s", "WX_TIMEOUT=1h1ns"},
 		"is not a whole number above zero: write digits only, as in 1024":  {"MAX_INFLIGHT=0"},
 		"is not a whole number above zero: write digits only, as in 10000": {"MAX_CONNS=10_000"},
 		"and TLS_KEY belong together: set both to serve HTTPS, or neither": {"TLS_CERT=x", "TLS_KEY=x|TLS_CERT="},
@@ -131,7 +131,7 @@ func TestOddSettings(t *testing.T) {
 			"WX_APPID=" + testAppID + "|WX_APPSECRET=hunter2"},
 		": the AppSecret travels unencrypted to 127.0.0.1.x:80: write https (warning)": {
 			"WX_BASE_URL=http://127.0.0.1.x:80/a,https://x"},
-		" is not used here, unlike in curl: set HTTPS_PROXY to ask WeChat … (warning)": {"all_proxy=x|ALL_PROXY="},
+		" is used by curl, but not here: set HTTPS_PROXY (warning)": {"all_proxy=x|ALL_PROXY="},
 		"": {"ALL_PROXY=x|https_proxy=socks5h://u:p@127.0.0.1:1/", "ALL_PROXY=x|HTTPS_PROXY=127.0.0.1:1|HTTP_PROXY=x:y",
 			"WX_BASE_URL=http://127.0.0.1,http://localhost:1,https://[::1]|HTTP_PROXY=x:y|HTTPS_PROXY=x:y"},
 	} {
@@ -201,8 +201,8 @@ func TestDotEnv(t *testing.T) {
 		{content: "ADDR=:1\nHTTPS_PROXY=a:1\nWX_TIMEOUT=2s", want: "WX_TIMEOUT=2s",
 			env: map[string]string{"ADDR": ":2", "https_proxy": "b:1", "WX_TIMEOUT": "", "wx_timeout": "9s"}},
 		{content: "ADDR: x\nWX_BASE_URL=x\nHTTPS_PROXY=x", env: credentials()},
-		{content: "X: 1\nMAX_CONNS: hunter2", want: "MAX_CONNS" + bad + "MAX_CONNS= and the value"},
-		{content: "KEY=\"---\nexport http_proxy hunter2", want: "HTTP_PROXY" + bad + "HTTP_PROXY= and the value"},
+		{content: "X: 1\nMAX_CONNS: hunter2", want: "MAX_CONNS" + bad + "MAX_CONNS=value"},
+		{content: "KEY=\"---\nexport http_proxy hunter2", want: "HTTP_PROXY" + bad + "HTTP_PROXY=value"},
 		{content: "\xff\xfeA\x00D\x00D\x00R\x00", want: ".env is in UTF-16: save it as UTF-8"},
 	} {
 		writeFile(".env", test.content)
@@ -213,8 +213,8 @@ func TestDotEnv(t *testing.T) {
 				got = append(got, name+"="+s.get(name))
 			}
 		}
-		for _, err := range s.problems {
-			got = append(got, err.Error())
+		for name, text := range s.problems {
+			got = append(got, name+" "+text)
 		}
 		same(t, test.content, strings.Join(got, " "), test.want)
 	}
@@ -227,7 +227,7 @@ func TestNoDotEnv(t *testing.T) {
 	p := startProgram(t, none, "-sandbox") // where all is made up
 	same(t, "status", post(t, p.url+"/openid", `{"code":"x"}`).status, 200)
 	same(t, p.log.String(), strings.Count(p.log.String(), `"level":"WARN"`), 1) // that it is a sandbox
-	for _, what := range []string{"set it to the mini program's AppID (" + console + "), in the environment or in .env",
+	for _, what := range []string{"write the AppID of " + console + ", into the environment or .env",
 		"rename .env.txt to .env, the only name that is read"} {
 		_, stderr := runToEnd(t, 2, none)
 		like(t, stderr, "WX_APPID is not set: "+what+", or try it with -sandbox, which needs neither AppID nor …\n…")

@@ -22,7 +22,6 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -164,9 +163,9 @@ func healthy(getenv func(string) string, stderr io.Writer) int {
 	if s.value("TLS_CERT") != "" {
 		scheme = "https"
 	}
-	for _, err := range s.problems {
-		if slices.Contains([]string{"ADDR", "TLS_CERT", dotEnv}, err.(problem).name) {
-			fmt.Fprintln(stderr, err)
+	for _, name := range []string{dotEnv, "ADDR", "TLS_CERT"} {
+		if text := s.problems[name]; text != "" {
+			fmt.Fprintln(stderr, name, text)
 			return 1
 		}
 	}
