@@ -22,6 +22,8 @@ const (
 	maxBody     = 4096             // bytes
 	maxCode     = 128              // bytes
 	bodyTimeout = 15 * time.Second // for the body of a request to arrive
+
+	fixAppID = "fix appid in project.config.json, or WX_APPID with its AppSecret"
 )
 
 // answers are the answers without an openid, by their "error". The message is for the developer who
@@ -47,10 +49,9 @@ var answers = map[string]struct {
 	"wechat_error":       {status: 502, message: "WeChat gave no usable answer: call wx.login again, or read the log."},
 	"wechat_unreachable": {status: 502, message: "WeChat is out of reach: call wx.login again, or read the log."},
 	"wechat_busy":        {status: 503, retryAfter: "1", message: "WeChat is busy: call wx.login again in a second."},
-	"quota_exceeded": {status: 503, message: "The day's quota is used up: keep a session instead of logging in at " +
-		"every start."},
-	"overloaded":     {status: 503, retryAfter: "1", message: "The service is full: send this code again in 1 s."},
-	"wechat_timeout": {status: 504, message: "WeChat did not answer in time: call wx.login again for a new code."},
+	"quota_exceeded":     {status: 503, message: "The day's quota is used up: keep a session between starts."},
+	"overloaded":         {status: 503, retryAfter: "1", message: "The service is full: send this code again in 1 s."},
+	"wechat_timeout":     {status: 504, message: "WeChat did not answer in time: call wx.login again for a new code."},
 }
 
 // A handler is the HTTP service.
@@ -145,11 +146,9 @@ func (h *handler) choose(named string) (string, *failure) {
 	case len(h.appIDs) == 1:
 		return h.appIDs[0], nil
 	case named == "":
-		return "", invalid("This service has several AppIDs, and the request names none: send " +
-			`{"code":"…","appid":"…"}, or pass on the mini program's Referer.`)
+		return "", invalid(`The request names no AppID: send {"code":"…","appid":"…"}, or pass on the Referer.`)
 	case !slices.Contains(h.appIDs, named):
-		message := "The mini program has the AppID " + named + ", which is none of this service's: fix appid in " +
-			"project.config.json, or WX_APPID with its AppSecret."
+		message := "This service does not have the mini program's AppID " + named + ": " + fixAppID + "."
 		return "", &failure{word: "appid_mismatch", cause: message, message: message}
 	}
 	return named, nil
@@ -162,14 +161,13 @@ func (h *handler) unknownCode(f *failure, appID, named, code string) *failure {
 	if named != "" && named != appID {
 		word = "appid_mismatch"
 		what = fmt.Sprintf("The mini program has the AppID %s and this service has %s", named, appID)
-		remedy = "fix appid in project.config.json, or WX_APPID with its AppSecret"
+		remedy = fixAppID
 	}
 	switch {
 	case h.sandbox != nil:
 		remedy = "the code asks the sandbox for errcode 40029, or for something unknown, which the log explains"
 	case code == mockCode:
-		remedy = "the developer tools are in tourist mode, so give the project an AppID of your own, or start this " +
-			"service with -sandbox"
+		remedy = "the developer tools are in tourist mode, so give the project an AppID of your own, or use -sandbox"
 	}
 	if remedy == "" {
 		return f
@@ -196,8 +194,7 @@ func (h *handler) readCode(w http.ResponseWriter, r *http.Request) (code, named 
 	kind, _ := errors.AsType[*json.UnmarshalTypeError](err)
 	switch { // the first that holds is the reason
 	case kind != nil && kind.Field == "code":
-		return "", "", invalid("The code is a JSON " + kind.Value + ", not a string: send res.code of wx.login, " +
-			"not res.")
+		return "", "", invalid("The code is a JSON " + kind.Value + ", not a string: send res.code of wx.login.")
 	case kind != nil && kind.Field == "appid":
 		return "", "", invalid("The appid is a JSON " + kind.Value + ", not a string: send the AppID, or leave it out.")
 	case err != nil, !bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")):
@@ -207,11 +204,9 @@ func (h *handler) readCode(w http.ResponseWriter, r *http.Request) (code, named 
 	case *request.Code == "":
 		return "", "", invalid("The code is empty: send what wx.login gave.")
 	case len(*request.Code) > maxCode || strings.ContainsFunc(*request.Code, notASCII):
-		return "", "", invalid("The code is not 1 to 128 printable ASCII characters: send what wx.login gave, " +
-			"unchanged.")
+		return "", "", invalid("The code is not 1 to 128 printable ASCII characters: send what wx.login gave.")
 	case request.AppID != "" && !h.isAppID(request.AppID):
-		return "", "", invalid("The appid does not look like an AppID (wx and 16 of 0-9a-f): send the mini " +
-			"program's, or leave it out.")
+		return "", "", invalid("The appid does not look like an AppID (wx and 16 of 0-9a-f): fix it, or leave it out.")
 	}
 	return *request.Code, cmp.Or(request.AppID, h.refererAppID(r)), nil
 }
@@ -291,10 +286,9 @@ func (h *handler) logRequest(r *http.Request, status int, appID string, f *failu
 	if path != "/openid" && path != "/healthz" {
 		path = "(other)" // people write codes into it
 	}
-	attrs := append(make([]slog.Attr, 0, 11),
-		slog.String("method", r.Method), slog.String("path", path), slog.Int("status", status),
+	attrs := []slog.Attr{slog.String("method", r.Method), slog.String("path", path), slog.Int("status", status),
 		slog.Float64("duration_ms", float64(time.Since(start).Microseconds())/1000),
-		slog.String("remote", r.RemoteAddr), slog.String("request_id", id))
+		slog.String("remote", r.RemoteAddr), slog.String("request_id", id)}
 	if appID != "" {
 		attrs = append(attrs, slog.String("appid", appID))
 	}

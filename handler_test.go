@@ -173,7 +173,7 @@ func TestFailures(t *testing.T) {
 			"mp.weixin.qq.com does not show it again. … reset it at …, which ends the old one everywhere. … restart"},
 		40164: {said: "500 misconfigured", cause: "add the address that WeChat saw to IP白名单 … at " + console +
 			", or its range …; that takes minutes; WeChat saw the address 203.0.113.7"},
-		40243: {said: "500 misconfigured", cause: "the AppSecret is frozen: unfreeze it …; that takes ten minutes"},
+		40243: {said: "500 misconfigured", cause: "the AppSecret is frozen: unfreezing takes ten minutes, at " + console + ""},
 		41002: {said: "500 misconfigured", cause: "no AppID" + query},
 		41004: {said: "500 misconfigured", cause: "no AppSecret" + query},
 		41008: {said: "500 misconfigured", cause: "no code" + query},
@@ -311,14 +311,14 @@ func TestRequestBody(t *testing.T) {
 		`The body is not JSON: send one JSON object, {"code":"…"}, and nothing else.`: {"x", `{"code":"x"}x`,
 			`{"code":"："`, "{ // it's\n\"code\":\"x\"}", `{code: "x"}`, `{"code":"x",}`, form + `{"code":"x="`},
 		`The body is JSON but not an object: send {"code":"…"}.`:                     {`[{"code":"x"}]`, `"x"`, "null"},
-		"The code is a JSON object, not a string: send res.code of wx.login, ":       {`{"code":{"code":"x"}}`},
-		"The code is a JSON number, not a string: send res.code of wx.login, ":       {`{"code":1,"appid":"x"}`},
+		"The code is a JSON object, not a string: send res.code of wx.login.":        {`{"code":{"code":"x"}}`},
+		"The code is a JSON number, not a string: send res.code of wx.login.":        {`{"code":1,"appid":"x"}`},
 		`There is no code in the object: send {"code":"…"} with what wx.login gave.`: {`{}`, `{"code":null}`},
 		"The code is empty: send what wx.login gave.":                                {`{"code":""}`},
-		"The code is not 1 to 128 printable ASCII characters: send what wx.login gave, unchanged.": {`{"code":"x\n"}`,
+		"The code is not 1 to 128 printable ASCII characters: send what wx.login gave.": {`{"code":"x\n"}`,
 			`{"code":"x` + long + `"}`, `{"code":"x\u007f"}`, `{"code":"é"}`},
 		"The appid is a JSON number, not a string: send the AppID, or leave it out.": {`{"code":"x","appid":1}`},
-		"The appid does not look like an AppID (wx and 16 of 0-9a-f): send the ": {`{"code":"x","appid":"<b>"}`,
+		"The appid does not look like an AppID (wx and 16 of 0-9a-f): fix it, or leave it out.": {`{"code":"x","appid":"<b>"}`,
 			`{"code":"x","appid":"` + testAppID + `0"}`},
 	} {
 		for _, body := range bodies {
@@ -345,12 +345,12 @@ func TestAppIDs(t *testing.T) {
 		host, page  = "https://servicewechat.com/", "/devtools/page-frame.html"
 		fromOther   = host + otherAppID + page
 		unknown     = "400 invalid_code: WeChat does not know this code: send what wx.login gave, within 5 minutes, "
-		none        = "400 invalid_request: This service has several AppIDs, and the request names none: send "
+		none        = `400 invalid_request: The request names no AppID: send {"code":"…","appid":"…"}, or pass on the Referer.`
 		third       = "wx00112233445566aa"
 		has         = "400 appid_mismatch: The mini program has the AppID "
 		differs     = has + otherAppID + " and this service has " + testAppID + ": fix appid in project.config.json, "
-		noneOf      = ", which is none of this service's: fix appid in project.config.json, or WX_APPID with"
-		tools       = ": the developer tools are in tourist mode, so give the project an AppID of your own, or "
+		noneOf      = "400 appid_mismatch: This service does not have the mini program's AppID "
+		tools       = ": the developer tools are in tourist mode, so give the project an AppID of your own, or use -sandbox"
 	)
 	tests := []struct {
 		code     string // or "x"
@@ -371,10 +371,10 @@ func TestAppIDs(t *testing.T) {
 		{appid: `"odd"`, chosen: "odd", one: "400 invalid_request: The appid does not look like an AppID "},
 		{referers: []string{fromOther, host + otherAppID + "/27/page-frame.html"}, one: differs, chosen: otherAppID},
 		{referers: []string{host + testAppID + page}, one: unknown, chosen: testAppID},
-		{referers: []string{host + third + page}, one: has + third + " and this service", three: has + third + noneOf},
+		{referers: []string{host + third + page}, one: has + third + " and this service", three: noneOf + third},
 		{appid: `""`, referers: []string{fromOther}, one: differs, chosen: otherAppID},
 		{referers: []string{fromOther}, plugin: "{}", one: unknown, three: none},
-		{appid: `"touristappid"`, code: mockCode, three: has + "touristappid" + noneOf,
+		{appid: `"touristappid"`, code: mockCode, three: noneOf + "touristappid",
 			one: has + "touristappid and this service has " + testAppID + tools},
 		{code: mockCode, one: "400 invalid_code: The code is refused" + tools, three: none},
 		{one: unknown, three: none, referers: []string{"https://servicewechat.com.x/" + otherAppID + page, host + page,

@@ -33,7 +33,12 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE) // without a reader of the log, lines are lost and logins go on
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
-	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
+	// Without these 8 MiB, which are never used and so take no memory, the little that is in use
+	// would be collected far too often.
+	ballast := make([]byte, 8<<20)
+	code := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
+	runtime.KeepAlive(ballast)
+	os.Exit(code)
 }
 
 const usage = `Usage: wxopenid [flag]. Without a flag it starts the service. The flags:
@@ -46,10 +51,7 @@ const usage = `Usage: wxopenid [flag]. Without a flag it starts the service. The
 
 // run is the program, until ctx is done. It returns the exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	flag := strings.Join(args, " ")
-	if strings.HasPrefix(flag, "--") {
-		flag = flag[1:]
-	}
+	flag := strings.Replace(strings.Join(args, " "), "--", "-", 1)
 	switch {
 	case len(args) == 0, flag == "-sandbox", flag == "-check":
 	case flag == "-healthy":
@@ -61,8 +63,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprint(stdout, usage+settingsHelp)
 		return 0
 	default:
-		fmt.Fprintln(stderr, "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment "+
-			"variables, or lines of the file .env: see wxopenid -h.")
+		fmt.Fprintln(stderr, "wxopenid takes one flag, such as -sandbox, and no other word: see wxopenid -h.")
 		return 2
 	}
 	c, err := loadConfig(getenv, flag == "-sandbox")
@@ -70,36 +71,16 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprintln(stderr, err)
 		return 2
 	}
-	return start(ctx, c, flag == "-check", stdout, stderr)
-}
-
-// start runs -check, or the service until ctx is done. It returns the exit code.
-func start(ctx context.Context, c config, checking bool, stdout, stderr io.Writer) int {
 	log.SetOutput(io.Discard) // here net/http quotes unexpected bytes from WeChat, which may hold a session_key
-	logger := newLogger(stderr)
-	if len(c.fromFile) > 0 {
-		logger.Info("settings from .env", "names", strings.Join(c.fromFile, " "))
+	logger := newLogger(stderr, c)
+	if flag == "-check" {
+		return check(ctx, c, logger, stdout, stderr)
 	}
-	for _, warning := range c.warnings {
-		logger.Warn(warning)
-	}
-	cert, err := newCertificate(c, logger)
+	l, err := listen(ctx, c, logger)
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return 1
 	}
-	if checking {
-		return check(ctx, c, stdout, stderr)
-	}
-	l, err := listen(ctx, c, cert)
-	if err != nil {
-		fmt.Fprintln(stderr, err)
-		return 1
-	}
-	// Without these 8 MiB, which are never used and so take no memory, the little that is in use
-	// would be collected far too often.
-	ballast := make([]byte, 8<<20)
-	defer runtime.KeepAlive(ballast)
 	if err := serve(ctx, c, l, logger, stdout); err != nil {
 		logger.Error("stopped", "cause", err.Error())
 		return 1
@@ -120,18 +101,29 @@ func versionLine() string {
 	return fmt.Sprintf("wxopenid %s%s (%s %s/%s)", version, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
-// newLogger logs text to a terminal, and JSON to anything else.
-func newLogger(stderr io.Writer) *slog.Logger {
+// newLogger returns the log: text on a terminal, JSON elsewhere. It begins with what there is to say of the settings.
+func newLogger(stderr io.Writer, c config) *slog.Logger {
+	logger := slog.New(slog.NewJSONHandler(stderr, nil))
 	file, _ := stderr.(*os.File)
 	if info, err := file.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-		return slog.New(slog.NewTextHandler(stderr, nil))
+		logger = slog.New(slog.NewTextHandler(stderr, nil))
 	}
-	return slog.New(slog.NewJSONHandler(stderr, nil))
+	if len(c.fromFile) > 0 {
+		logger.Info("settings from .env", "names", strings.Join(c.fromFile, " "))
+	}
+	for _, warning := range c.warnings {
+		logger.Warn(warning)
+	}
+	return logger
 }
 
 // check exchanges a made-up code with each AppID. WeChat looks at the AppID and AppSecret first, so a refusal of the
 // code means that both are right. A sandbox refuses this code with 40029, too.
-func check(ctx context.Context, c config, stdout, stderr io.Writer) int {
+func check(ctx context.Context, c config, logger *slog.Logger, stdout, stderr io.Writer) int {
+	if _, err := newCertificate(c, logger); err != nil {
+		fmt.Fprintln(stderr, err)
+		return 1
+	}
 	wx, exitCode := newClient(c, c.baseURLs, slog.New(slog.DiscardHandler)), 0
 	for _, appID := range c.appIDs {
 		_, f := wx.openID(ctx, appID, "sandbox:errcode=40029")

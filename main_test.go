@@ -210,11 +210,11 @@ func TestEnds(t *testing.T) {
 	}
 	last := func(w http.ResponseWriter, r *http.Request) { interrupt(); hang(w, r) }
 	const (
-		refused  = "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment variables, …"
+		refused  = "wxopenid takes one flag, such as -sandbox, and no other word: see wxopenid -h.\n"
 		accepted = "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"
 		second   = "WeChat accepts the AppID " + otherAppID + " and its AppSecret.\n"
 		start    = "wxopenid does not answer at ADDR (…): start it, or use its ADDR and TLS_CERT.\n"
-		noPort   = "ADDR: …: stop the other program there, or set another ADDR, an address of this machine with a …\n"
+		noPort   = "ADDR: …: stop the other program there, or set another ADDR, as in :3020\n"
 		unread   = " cannot be read (…): name a PEM file that this user may read\n"
 		unusable = "TLS_CERT and TLS_KEY cannot be used (…): use PEM files, leaf first, without password\n"
 	)
@@ -239,7 +239,7 @@ func TestEnds(t *testing.T) {
 		{args: "-check", env: by(say(`{"openid":"o"}`), credentials()),
 			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
 		{args: "-check", env: by(nil, credentials()), stderr: "127.0.0.1:1: …: check the firewall, what WX_BASE_URL " +
-			"leads to, and whether this network needs HTTP_PROXY.\n"},
+			"leads to, and whether you need HTTP_PROXY.\n"},
 		{args: "-check", env: by(nil, credentials("TLS_CERT", "x", "TLS_KEY", "x")), stderr: "TLS_CERT" + unread},
 
 		{args: "-healthy", env: credentials("ADDR", plain, "WX_TIMEOUT", "not looked at")},
@@ -307,7 +307,7 @@ func TestLogOnTerminal(t *testing.T) {
 		t.Skip("no terminal: ", err)
 	}
 	defer terminal.Close()
-	newLogger(terminal).Info("message", "addr", "x")
+	newLogger(terminal, config{}).Info("message", "addr", "x")
 	terminal.SetReadDeadline(time.Now().Add(10 * time.Second))
 	line, _ := bufio.NewReader(terminal).ReadString('\n')
 	like(t, line, "time=… level=INFO msg=message addr=x\r\n")

@@ -47,10 +47,7 @@ func startSandbox(c config, log *slog.Logger) (*http.Server, *url.URL, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	server := &http.Server{
-		Handler:           newSandbox(c, log),
-		ReadHeaderTimeout: time.Minute,
-	}
+	server := &http.Server{Handler: newSandbox(c, log), ReadHeaderTimeout: time.Minute}
 	go server.Serve(listener)
 	return server, &url.URL{Scheme: "http", Host: listener.Addr().String()}, nil
 }

@@ -137,17 +137,19 @@ func (l *listener) connState(_ net.Conn, state http.ConnState) {
 	}
 }
 
-// listen opens the listener, for HTTPS if cert is not nil. Its error is for a person.
-func listen(ctx context.Context, c config, cert *certificate) (*listener, error) {
+// listen opens the listener. Its error is for a person.
+func listen(ctx context.Context, c config, logger *slog.Logger) (*listener, error) {
 	l := &listener{places: make(chan struct{}, c.maxConns), stop: ctx.Done()}
+	cert, err := newCertificate(c, logger)
+	if err != nil {
+		return nil, err
+	}
 	if cert != nil {
 		go cert.follow(ctx)
 		l.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get}
 	}
-	var err error
 	if l.Listener, err = net.Listen("tcp", c.addr); err != nil {
-		return nil, fmt.Errorf("ADDR: %w: stop the other program there, or set another ADDR, an address of this "+
-			"machine with a free port above 1023, as in :3020", err)
+		return nil, fmt.Errorf("ADDR: %w: stop the other program there, or set another ADDR, as in :3020", err)
 	}
 	return l, nil
 }
@@ -183,13 +185,9 @@ func (c *certificate) follow(ctx context.Context) {
 		err := c.load()
 		text := c.warning()
 		if err != nil {
-			text = err.Error()
+			text = "the old certificate stays in use: " + err.Error()
 		}
-		switch {
-		case text == said || text == "":
-		case err != nil:
-			c.log.Error("the old certificate stays in use", "cause", text)
-		default:
+		if text != said && text != "" {
 			c.log.Warn(text)
 		}
 		said = text

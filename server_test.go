@@ -90,7 +90,7 @@ func startInBubble(t *testing.T, ctx context.Context, c config, h *handler) *bub
 	c.addr, c.maxConns = "127.0.0.1:0", cmp.Or(c.maxConns, 10)
 	log := slog.New(slog.DiscardHandler)
 	b := &bubble{conns: make(chan net.Conn), served: make(chan error, 1)}
-	l := must(listen(ctx, c, must(newCertificate(c, log))))
+	l := must(listen(ctx, c, log))
 	l.Listener.Close()
 	l.Listener = b
 	var serving sync.WaitGroup
@@ -307,12 +307,13 @@ func TestCertificate(t *testing.T) {
 	short := leaf(at(2000, 0), at(2000, 3))
 	certFile, keyFile := a.write(dir, expired)
 	const refuse = "so phones refuse it: "
-	const broken = `…level=ERROR msg="the old certificate stays in use" cause="TLS_CERT and TLS_KEY cannot be used (…`
+	const broken = `…WARN msg="the old certificate stays in use: TLS_CERT and TLS_KEY cannot be used (…`
 	synctest.Test(t, func(t *testing.T) {
 		log, want, before := &output{}, expired, 0
-		c := must(newCertificate(config{tlsCert: certFile, tlsKey: keyFile}, slog.New(slog.NewTextHandler(log, nil))))
 		ctx, cancel := context.WithCancel(t.Context())
-		defer must(listen(ctx, config{addr: "127.0.0.1:0"}, c)).Close()
+		c := config{addr: "127.0.0.1:0", tlsCert: certFile, tlsKey: keyFile}
+		l := must(listen(ctx, c, slog.New(slog.NewTextHandler(log, nil))))
+		defer l.Close()
 		time.Sleep(time.Second) // the files change between two looks
 		for n, step := range []struct {
 			after  time.Duration
@@ -341,7 +342,7 @@ func TestCertificate(t *testing.T) {
 				writeFile(keyFile, "broken")
 			}
 			time.Sleep(step.after + 10*time.Second)
-			same(t, n, must(c.get(nil)).Certificate[0], want.Raw)
+			same(t, n, must(l.tls.GetCertificate(nil)).Certificate[0], want.Raw)
 			logged := log.String()[before:]
 			like(t, logged, step.logged)
 			same(t, n, strings.Count(logged, "\n"), min(1, len(step.logged)))

@@ -149,7 +149,8 @@ func (w *world) run() {
 		time.Sleep(31 * time.Second)
 		gone, hangUp := context.WithCancel(ctx)
 		hangUp()
-		w.login(gone, "", 0) // has the next one try
+		w.login(gone, "", 0)
+		time.Sleep(w.timeout)
 		w.login(ctx, "wechat0", soon)
 	}
 	time.Sleep(50*time.Second + w.timeout)

@@ -60,8 +60,7 @@ var errcodes = map[int64]struct{ word, remedy string }{
 		", which ends the old one everywhere. A new content of WX_APPSECRET_FILE needs a restart"},
 	40164: {word: "misconfigured", remedy: "add the address that WeChat saw to IP白名单 (the allowlist) at " +
 		console + ", or its range if it changes from one login to the next; that takes minutes"},
-	40243: {word: "misconfigured", remedy: "the AppSecret is frozen: unfreeze it at " + console +
-		"; that takes ten minutes"},
+	40243: {word: "misconfigured", remedy: "the AppSecret is frozen: unfreezing takes ten minutes, at " + console},
 	41002: {word: "misconfigured", remedy: "no AppID arrived, so " + changed},
 	41004: {word: "misconfigured", remedy: "no AppSecret arrived, so " + changed},
 	41008: {word: "misconfigured", remedy: "no code arrived, so " + changed},
@@ -138,7 +137,6 @@ func newBase(u *url.URL, limit time.Duration, maxConns int) *base {
 	b.transport = &http.Transport{
 		Proxy:                  func(*http.Request) (*url.URL, error) { return b.proxy, nil },
 		DialContext:            b.connect,
-		TLSClientConfig:        &tls.Config{},
 		DisableCompression:     true,
 		MaxConnsPerHost:        maxConns,
 		MaxIdleConnsPerHost:    maxConns,
@@ -189,8 +187,8 @@ func (wx *client) openID(ctx context.Context, appID, code string) (user, *failur
 	case <-ctx.Done():
 		return user{}, hungUp
 	case <-time.After(wx.timeout / 2): // who gets a turn has the other half
-		return user{}, &failure{word: "overloaded", cause: "all turns were taken for half of WX_TIMEOUT: WeChat is " +
-			"slow, this machine has too little CPU, or MAX_INFLIGHT has to be raised"}
+		return user{}, &failure{word: "overloaded", cause: "all turns were taken for half of WX_TIMEOUT: " +
+			"WeChat is slow, this machine has too little CPU, or MAX_INFLIGHT has to be raised"}
 	}
 	return wx.exchange(ctx, wx.queries[appID]+url.QueryEscape(code))
 }
@@ -212,10 +210,8 @@ func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
 		}
 		switch { // the first that holds is the reason
 		case ctx.Err() == context.Canceled:
-			wx.tryAgain(b)
 			return user{}, hungUp
 		case ctx.Err() != nil, isTimeout(err) && !time.Now().Before(by):
-			wx.tryAgain(b)
 			return user{}, &failure{word: "wechat_timeout", cause: strings.Join(causes, "; ")}
 		case !noDescriptor(err):
 			wx.passOver(b, cause)
@@ -225,7 +221,7 @@ func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
 }
 
 // inOrder returns the base URLs to try, with those that are passed over at the end. When the time of one is over, a
-// single exchange tries it, and the others go on to pass it over.
+// single exchange tries it, and until that ends the others go on to pass it over.
 func (wx *client) inOrder() []*base {
 	wx.mu.Lock()
 	defer wx.mu.Unlock()
@@ -235,7 +231,7 @@ func (wx *client) inOrder() []*base {
 		case b.passedOver.IsZero():
 			order = append(order, b)
 		case !now.Before(b.passedOver):
-			b.passedOver = now.Add(passOverTime)
+			b.passedOver = now.Add(min(wx.timeout, passOverTime))
 			order = append(order, b)
 		default:
 			last = append(last, b)
@@ -252,15 +248,6 @@ func (wx *client) passOver(b *base, cause string) {
 	wx.mu.Unlock()
 	if isNew {
 		wx.log.Warn("WeChat is out of reach", "host", b.url.Host, "cause", cause)
-	}
-}
-
-// tryAgain has the next exchange try b, where this one was to do so and ended before it knew.
-func (wx *client) tryAgain(b *base) {
-	wx.mu.Lock()
-	defer wx.mu.Unlock()
-	if !b.passedOver.IsZero() {
-		b.passedOver = time.Now()
 	}
 }
 
@@ -379,8 +366,7 @@ func (b *base) noConnection(err error) string {
 		}
 		return cause
 	case b.proxy != nil:
-		remedy := "check its rules and its node, and the scheme in " + variable +
-			": http://, or socks5:// for a SOCKS port"
+		remedy := "check its rules and its node, and the scheme in " + variable + " (http://, socks5:// for SOCKS)"
 		if wantsPassword.MatchString(what) {
 			remedy = "check user and password in " + variable
 		}
@@ -388,8 +374,7 @@ func (b *base) noConnection(err error) string {
 	case errors.As(err, new(*net.DNSError)):
 		return host + ": " + what + ": check DNS, and the name in WX_BASE_URL"
 	}
-	return b.target + ": " + what + ": check the firewall, what WX_BASE_URL leads to, and whether this network needs " +
-		variable
+	return b.target + ": " + what + ": check the firewall, what WX_BASE_URL leads to, and whether you need " + variable
 }
 
 // said is what err says, without addresses and times, so that equal causes are equal.

@@ -274,7 +274,7 @@ func TestNoConnection(t *testing.T) {
 		http200  = ok + "\r\n"
 		http400  = "HTTP/1.1 400 X" + end
 		machine  = "this machine has no file descriptor left: raise LimitNOFILE (ulimit -n), or lower MAX_CONNS"
-		direct   = ": check the firewall, what WX_BASE_URL leads to, and whether this network needs HTTPS_PROXY"
+		direct   = ": check the firewall, what WX_BASE_URL leads to, and whether you need HTTPS_PROXY"
 		dns      = ": check DNS, and the name in WX_BASE_URL"
 		cert     = ": check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
 		noCA     = "certificate signed by unknown authority"
@@ -284,8 +284,8 @@ func TestNoConnection(t *testing.T) {
 		start    = "): start it, or fix HTTPS_PROXY"
 		noConn   = "the proxy proxy:1 gives no connection to wechat:443 ("
 		password = "): check user and password in HTTPS_PROXY"
-		rules    = "): check its rules and its node, and the scheme in HTTPS_PROXY: http://, " +
-			"or socks5:// for a SOCKS port"
+		rules    = "): check its rules and its node, and the scheme in HTTPS_PROXY " +
+			"(http://, socks5:// for SOCKS)"
 		late   = "no answer in time"
 		closed = "connection closed"
 		noTLS  = "tls: first record does not look like a TLS handshake"
@@ -368,7 +368,7 @@ func TestSeveralCauses(t *testing.T) {
 		s := newService(t, 5*time.Second, "http://two", "http://one")
 		s.leads(0, context.DeadlineExceeded)
 		s.leads(1, syscall.ECONNREFUSED)
-		const remedy = ": check the firewall, what WX_BASE_URL leads to, and whether this network needs HTTP_PROXY"
+		const remedy = ": check the firewall, what WX_BASE_URL leads to, and whether you need HTTP_PROXY"
 		const two = "one:80: connection refused" + remedy + "; two:80: no answer in time" + remedy
 		const proxy = "the proxy proxy:1 cannot be reached (no answer in time): start it, or fix HTTP_PROXY"
 		s.post("x")
