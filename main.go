@@ -27,8 +27,6 @@ import (
 	"time"
 )
 
-const healthTimeout = 5 * time.Second // of -healthy
-
 func main() {
 	signal.Ignore(syscall.SIGPIPE) // without a reader of the log, lines are lost and logins go on
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -162,7 +160,7 @@ func healthy(getenv func(string) string, stderr io.Writer) int {
 		}
 	}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-	client := http.Client{Transport: transport, Timeout: healthTimeout}
+	client := http.Client{Transport: transport, Timeout: 5 * time.Second}
 	resp, err := client.Get(scheme + "://" + addr + "/healthz")
 	if err == nil {
 		defer resp.Body.Close()
