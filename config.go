@@ -177,11 +177,9 @@ func (s *settings) get(name string) string { return cmp.Or(s.getenv(name), s.fil
 
 // value returns a setting if nothing is wrong with its characters.
 func (s *settings) value(name string) string {
-	value, check := s.get(name), flaw
-	if name == "WX_APPSECRET_FILE" || name == "TLS_CERT" || name == "TLS_KEY" {
-		check = damage // paths may hold white space and Chinese
-	}
-	if text := check(value); text != "" {
+	value := s.get(name)
+	isPath := name == "WX_APPSECRET_FILE" || name == "TLS_CERT" || name == "TLS_KEY"
+	if text := flaw(value, isPath); text != "" {
 		s.bad(name, text)
 		return ""
 	}
@@ -193,7 +191,7 @@ func (s *settings) list(name, where, value string) (entries []string) {
 	for entry := range strings.SplitSeq(value, ",") {
 		entry = strings.Trim(entry, " \t")
 		entries = append(entries, entry)
-		text := flaw(entry)
+		text := flaw(entry, false)
 		if entry == "" {
 			text = "has an empty entry: write a value there, and no comma at the end"
 		}
@@ -211,8 +209,8 @@ var (
 	inQuotes   = regexp.MustCompile("^[\"'`“”‘’]|[\"'`“”‘’]$")
 )
 
-// damage says what is wrong with value even if it is a path, or nothing.
-func damage(value string) string {
+// flaw says what is wrong with the characters of value, or nothing. A path may hold white space and Chinese.
+func flaw(value string, isPath bool) string {
 	switch {
 	case windowsEnd.MatchString(value):
 		return "ends in a Windows line end (CR): save the file that it comes from with LF line ends"
@@ -222,6 +220,13 @@ func damage(value string) string {
 		return "holds an invisible character: type it anew"
 	case strings.Contains(value, "${"):
 		return "holds ${…}, which nothing has replaced: write the value itself"
+	case isPath:
+	case comment.MatchString(value):
+		return "has a comment behind it: put the comment on a line of its own"
+	case strings.ContainsFunc(value, unicode.IsSpace):
+		return "holds white space, a space or a line break: remove it"
+	case strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII }):
+		return "is not plain ASCII text: replace a placeholder by the real value, and full-width ：， by : and ,"
 	}
 	return ""
 }
@@ -232,21 +237,6 @@ func isInvisible(r rune) bool {
 		return r > unicode.MaxASCII && r != '\u3000' // the full-width space of Chinese
 	}
 	return unicode.Is(unicode.Cf, r) || unicode.IsControl(r)
-}
-
-// flaw says what keeps value from being ASCII without white space, or nothing.
-func flaw(value string) string {
-	switch text := damage(value); {
-	case text != "":
-		return text
-	case comment.MatchString(value):
-		return "has a comment behind it: put the comment on a line of its own"
-	case strings.ContainsFunc(value, unicode.IsSpace):
-		return "holds white space, a space or a line break: remove it"
-	case strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII }):
-		return "is not plain ASCII text: replace a placeholder by the real value, and full-width ：， by : and ,"
-	}
-	return ""
 }
 
 var (
