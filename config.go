@@ -231,12 +231,10 @@ func flaw(value string, isPath bool) string {
 	return ""
 }
 
-// isInvisible finds zero-width and no-break spaces, byte order marks and control characters.
+// isInvisible finds zero-width and no-break spaces, byte order marks and control characters. What else is white space
+// can be seen, also the full-width space of Chinese.
 func isInvisible(r rune) bool {
-	if unicode.IsSpace(r) {
-		return r > unicode.MaxASCII && r != '\u3000' // the full-width space of Chinese
-	}
-	return unicode.Is(unicode.Cf, r) || unicode.IsControl(r)
+	return !unicode.IsPrint(r) && !strings.ContainsRune("\t\n\v\f\r\u3000", r)
 }
 
 var (
