@@ -88,7 +88,7 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 	}
 	if !sandbox {
 		c.baseURLs = s.baseURLs()
-		s.checkProxies(c.baseURLs)
+		s.checkWay(c.baseURLs)
 	}
 	c.warnings = s.warnings
 	var errs []error
@@ -380,29 +380,17 @@ func (s *settings) baseURLs() (urls []*url.URL) {
 		switch {
 		case strings.Contains(entry, wechatPath):
 			s.bad(name, "holds the path of the API: leave "+wechatPath+" out, since wxopenid adds it")
-			return nil
-		case err != nil || !isBaseURL(*u):
+		case err != nil, u.Scheme != "https" && u.Scheme != "http", u.Hostname() == "", u.User != nil,
+			strings.ContainsAny(entry, "?#"):
 			s.bad(name, "is not a list of base URLs: write https://host or https://host/prefix, with commas")
-			return nil
 		case !portExists(u):
 			s.bad(name, "has a port that does not exist: the port has to be 1 to 65535")
-			return nil
-		case u.Scheme == "http" && !isLoopback(u.Hostname()):
-			s.warnings = append(s.warnings, name+": the AppSecret travels unencrypted to "+u.Host+": write https")
+		default:
+			urls = append(urls, u)
 		}
-		urls = append(urls, u)
 	}
 	return urls
 }
-
-// isBaseURL reports whether u is http or https, a host and perhaps a path, and nothing else.
-func isBaseURL(u url.URL) bool {
-	scheme, host := u.Scheme, u.Hostname()
-	u.Scheme, u.Host, u.Path, u.RawPath = "", "", "", ""
-	return (scheme == "https" || scheme == "http") && host != "" && u == url.URL{}
-}
-
-func isLoopback(host string) bool { return host == "localhost" || net.ParseIP(host).IsLoopback() }
 
 // portExists reports whether the port of u, if it has one, is 1 to 65535.
 func portExists(u *url.URL) bool {
@@ -410,16 +398,19 @@ func portExists(u *url.URL) bool {
 	return err == nil && port > 0
 }
 
-// checkProxies looks at the proxy variables that base URLs use: net/http drops a bad value without a word.
-func (s *settings) checkProxies(bases []*url.URL) {
+// checkWay looks at the way to base URLs: net/http drops a bad proxy variable without a word.
+func (s *settings) checkWay(bases []*url.URL) {
 	if s.get(proxyVariable(s.get, "all")) != "" && s.get(proxyVariable(s.get, "https")) == "" {
 		s.warnings = append(s.warnings, "ALL_PROXY is used by curl, but not here: set HTTPS_PROXY")
 	}
 	for _, u := range bases {
-		name := proxyVariable(s.get, u.Scheme)
-		if isLoopback(u.Hostname()) {
+		if host := u.Hostname(); host == "localhost" || net.ParseIP(host).IsLoopback() {
 			continue
 		}
+		if u.Scheme == "http" {
+			s.warnings = append(s.warnings, "WX_BASE_URL: the AppSecret travels unencrypted to "+u.Host+": write https")
+		}
+		name := proxyVariable(s.get, u.Scheme)
 		if value := s.value(name); value != "" && !isProxy(value) {
 			s.bad(name, "is not the URL of a proxy: write http://host:port or socks5://host:port, "+
 				"and in a password %25 for %, %23 for # and %3F for ?")
