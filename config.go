@@ -313,26 +313,23 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 	return appSecrets
 }
 
+var lineEnds = regexp.MustCompile(`[\s\pZ]*\n[\s\pZ]*`) // with the white space around them, and empty lines
+
 // readSecrets returns the AppSecrets in a file, between commas or one a line.
 func (s *settings) readSecrets(name, file string) []string {
 	content, err := os.ReadFile(file) // its error wraps one without the path, which may be a secret in the wrong place
-	var lines []string
-	for line := range strings.Lines(strings.ReplaceAll(string(content), "\ufeff", "")) {
-		if line = strings.TrimSpace(line); line != "" {
-			lines = append(lines, line)
-		}
-	}
+	text := strings.TrimSpace(strings.ReplaceAll(string(content), "\ufeff", ""))
 	switch {
 	case err != nil:
 		s.bad(name, fmt.Sprintf("cannot be read (%v): name a file that this user may read", errors.Unwrap(err)))
 	case bytes.Contains(content, []byte("\x00")):
 		s.bad(name, "names a file in UTF-16: save it as UTF-8")
-	case len(lines) == 0:
+	case text == "":
 		s.bad(name, "names a file that is empty: put the AppSecret into it")
-	case strings.Contains(string(content), "WX_APPSECRET") && !strings.Contains(string(content), "${"):
+	case strings.Contains(text, "WX_APPSECRET") && !strings.Contains(text, "${"):
 		s.bad(name, "names a file that says WX_APPSECRET: the file has to hold the AppSecret alone")
 	default:
-		return s.list(name, "names a file that ", strings.Join(lines, ","))
+		return s.list(name, "names a file that ", lineEnds.ReplaceAllString(text, ","))
 	}
 	return nil
 }
