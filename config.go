@@ -100,11 +100,10 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 
 // settings reads settings one by one and collects what is wrong with them.
 type settings struct {
-	getenv   func(string) string
-	file     map[string]string // what .env holds that the environment has not
-	fromFile []string          // the names of that, in order
-	renamed  bool              // there is no .env, but .env.txt
-	problems map[string]string // by the name of a bad setting: the cause, then what to do
+	get      func(name string) string // a setting as it is written: the environment's, or else that of .env
+	fromFile []string                 // names of the settings that come from .env, in order
+	renamed  bool                     // there is no .env, but .env.txt
+	problems map[string]string        // by the name of a bad setting: the cause, then what to do
 	warnings []string
 }
 
@@ -117,7 +116,7 @@ func (s *settings) bad(name, text string) {
 
 // newSettings returns the settings of the environment and, where that has no WX_APPID, of the file .env.
 func newSettings(getenv func(string) string) *settings {
-	s := &settings{getenv: getenv, file: make(map[string]string), problems: make(map[string]string)}
+	s := &settings{get: getenv, problems: make(map[string]string)}
 	if getenv("WX_APPID") != "" {
 		return s
 	}
@@ -142,6 +141,8 @@ var fileLine = regexp.MustCompile(`^(?i:(?:export|set)[ \t]+)?([\w.-]+)[ \t]*(=?
 
 // readFile takes the settings from the lines of .env. Other names belong to other programs.
 func (s *settings) readFile(content string) {
+	getenv, file := s.get, make(map[string]string)
+	s.get = func(name string) string { return cmp.Or(getenv(name), file[name]) }
 	for i, line := range strings.Split(content, "\n") {
 		m := fileLine.FindStringSubmatch(strings.Trim(line, " \t\r\ufeff"))
 		if m == nil {
@@ -156,24 +157,21 @@ func (s *settings) readFile(content string) {
 		case m[2] == "":
 			s.bad(name, fmt.Sprintf("is not written as NAME=value in line %d of .env: write %s=value", i+1, name))
 		default:
-			s.file[name] = m[3] + m[4] + strings.TrimLeft(m[5], " \t")
+			file[name] = m[3] + m[4] + strings.TrimLeft(m[5], " \t")
 		}
 	}
 	for _, name := range settingNames {
 		isProxy := strings.HasSuffix(name, "_PROXY")
 		switch { // the environment wins
-		case s.file[name] == "", s.getenv(name) != "", isProxy && s.getenv(strings.ToLower(name)) != "":
-			delete(s.file, name)
+		case file[name] == "", getenv(name) != "", isProxy && getenv(strings.ToLower(name)) != "":
+			delete(file, name)
 			continue
 		case isProxy:
-			os.Setenv(name, s.file[name]) // where net/http looks for it
+			os.Setenv(name, file[name]) // where net/http looks for it
 		}
 		s.fromFile = append(s.fromFile, name)
 	}
 }
-
-// get returns a setting as it is written.
-func (s *settings) get(name string) string { return cmp.Or(s.getenv(name), s.file[name]) }
 
 // value returns a setting if nothing is wrong with its characters.
 func (s *settings) value(name string) string {
