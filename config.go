@@ -91,11 +91,10 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 		s.checkWay(c.baseURLs)
 	}
 	c.warnings = s.warnings
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(s.problems)) {
-		errs = append(errs, errors.New(name+" "+s.problems[name]))
+	if len(s.problems) > 0 {
+		return config{}, errors.New(strings.Join(slices.Sorted(maps.Values(s.problems)), "\n"))
 	}
-	return c, errors.Join(errs...)
+	return c, nil
 }
 
 // settings reads settings one by one and collects what is wrong with them.
@@ -103,14 +102,14 @@ type settings struct {
 	get      func(name string) string // a setting as it is written: the environment's, or else that of .env
 	fromFile []string                 // names of the settings that come from .env, in order
 	renamed  bool                     // there is no .env, but .env.txt
-	problems map[string]string        // by the name of a bad setting: the cause, then what to do
+	problems map[string]string        // by the name of a bad setting: the name, the cause, then what to do
 	warnings []string
 }
 
 // bad notes a problem, the first of each setting.
 func (s *settings) bad(name, text string) {
 	if s.problems[name] == "" {
-		s.problems[name] = text
+		s.problems[name] = name + " " + text
 	}
 }
 

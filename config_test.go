@@ -2,10 +2,12 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -209,9 +211,7 @@ func TestDotEnv(t *testing.T) {
 		for _, name := range s.fromFile {
 			got = append(got, name+"="+s.get(name))
 		}
-		for name, text := range s.problems {
-			got = append(got, name+" "+text)
-		}
+		got = slices.AppendSeq(got, maps.Values(s.problems))
 		same(t, test.content, strings.Join(got, " "), test.want)
 	}
 }

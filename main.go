@@ -153,11 +153,9 @@ func healthy(getenv func(string) string, stderr io.Writer) int {
 	if s.value("TLS_CERT") != "" {
 		scheme = "https"
 	}
-	for _, name := range []string{dotEnv, "ADDR", "TLS_CERT"} {
-		if text := s.problems[name]; text != "" {
-			fmt.Fprintln(stderr, name, text)
-			return 1
-		}
+	if problem := cmp.Or(s.problems[dotEnv], s.problems["ADDR"], s.problems["TLS_CERT"]); problem != "" {
+		fmt.Fprintln(stderr, problem)
+		return 1
 	}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	client := http.Client{Transport: transport, Timeout: 5 * time.Second}
