@@ -292,9 +292,7 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 		appSecrets = s.readSecrets(name, file)
 	case s.get("WX_APPSECRET_FILE") != "" || s.problems[dotEnv] != "": // a bad one
 	case sandbox:
-		for range appIDs {
-			appSecrets = append(appSecrets, rand.Text())
-		}
+		appSecrets = slices.Repeat([]string{rand.Text()}, len(appIDs))
 	default:
 		s.bad(name, "is not set: set it, or WX_APPSECRET_FILE to a file that holds it"+trySandbox)
 	}
