@@ -26,9 +26,8 @@ const (
 	wechatPath = "/sns/jscode2session"
 	mockCode   = "the code is a mock one" // of the developer tools in tourist mode
 
-	console    = "mp.weixin.qq.com, 开发管理" // AppID, AppSecret, IP allowlist, rights and quotas
-	dotEnv     = ".env"
-	maxTimeout = time.Hour
+	console = "mp.weixin.qq.com, 开发管理" // AppID, AppSecret, IP allowlist, rights and quotas
+	dotEnv  = ".env"
 )
 
 // settingNames are the names that count in the file .env, in the order of settingsHelp.
@@ -350,7 +349,7 @@ func (s *settings) timeout() time.Duration {
 	switch {
 	case err != nil && notNumber == nil:
 		s.bad(name, "has no unit"+write)
-	case err != nil || d <= 0 || d > maxTimeout:
+	case err != nil || d <= 0 || d > time.Hour:
 		s.bad(name, "is not a time above zero and up to 1h"+write)
 	}
 	return d
