@@ -20,7 +20,6 @@ import (
 
 const (
 	maxBody     = 4096             // bytes
-	maxCode     = 128              // bytes
 	bodyTimeout = 15 * time.Second // for the body of a request to arrive
 
 	fixAppID = "fix appid in project.config.json, or WX_APPID with its AppSecret"
@@ -54,6 +53,11 @@ var answers = map[string]struct {
 	"wechat_timeout":     {status: 504, message: "WeChat did not answer in time: call wx.login again for a new code."},
 }
 
+var (
+	isCode      = regexp.MustCompile(`^[ -~]{1,128}$`).MatchString
+	isRequestID = regexp.MustCompile(`^[!-~]{1,128}$`).MatchString // one that is fit for a log
+)
+
 // A handler is the HTTP service.
 type handler struct {
 	wechat   *client
@@ -68,7 +72,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.sandbox.ServeHTTP(w, r)
 		return
 	}
-	start, id, status := time.Now(), requestID(r), http.StatusOK
+	start, id, status := time.Now(), r.Header.Get("X-Request-Id"), http.StatusOK
+	if !isRequestID(id) {
+		id = rand.Text()
+	}
 	body, appID, f := h.route(w, r)
 	header := w.Header()
 	if f != nil {
@@ -203,15 +210,13 @@ func (h *handler) readCode(w http.ResponseWriter, r *http.Request) (code, named 
 		return "", "", invalid(`There is no code in the object: send {"code":"…"} with what wx.login gave.`)
 	case *request.Code == "":
 		return "", "", invalid("The code is empty: send what wx.login gave.")
-	case len(*request.Code) > maxCode || strings.ContainsFunc(*request.Code, notASCII):
+	case !isCode(*request.Code):
 		return "", "", invalid("The code is not 1 to 128 printable ASCII characters: send what wx.login gave.")
 	case request.AppID != "" && !h.isAppID(request.AppID):
 		return "", "", invalid("The appid does not look like an AppID (wx and 16 of 0-9a-f): fix it, or leave it out.")
 	}
 	return *request.Code, cmp.Or(request.AppID, h.refererAppID(r)), nil
 }
-
-func notASCII(r rune) bool { return r < ' ' || r > '~' }
 
 func invalid(message string) *failure { return &failure{word: "invalid_request", message: message} }
 
@@ -261,15 +266,6 @@ func notObject(body []byte, contentType string) string {
 			`\" for each " in cmd.exe, use Invoke-RestMethod in PowerShell, and a JSON library in a program.`
 	}
 	return `The body is not JSON: send one JSON object, {"code":"…"}, and nothing else.`
-}
-
-// requestID returns the caller's X-Request-Id if it is fit for a log, or a new one.
-func requestID(r *http.Request) string {
-	id := r.Header.Get("X-Request-Id")
-	if id == "" || len(id) > 128 || strings.ContainsFunc(id, func(r rune) bool { return r < '!' || r > '~' }) {
-		return rand.Text()
-	}
-	return id
 }
 
 // logRequest writes the line of a request. f is nil if it did not fail.
