@@ -155,8 +155,8 @@ func (h *handler) choose(named string) (string, *failure) {
 	case named == "":
 		return "", invalid(`The request names no AppID: send {"code":"…","appid":"…"}, or pass on the Referer.`)
 	case !slices.Contains(h.appIDs, named):
-		message := "This service does not have the mini program's AppID " + named + ": " + fixAppID + "."
-		return "", &failure{word: "appid_mismatch", cause: message, message: message}
+		return "", &failure{word: "appid_mismatch",
+			message: "This service does not have the mini program's AppID " + named + ": " + fixAppID + "."}
 	}
 	return named, nil
 }
@@ -164,23 +164,21 @@ func (h *handler) choose(named string) (string, *failure) {
 // unknownCode makes another failure in the place of f, an invalid code, where it knows more: of a mini program with
 // another AppID, of the developer tools in tourist mode, and of what was asked of the sandbox.
 func (h *handler) unknownCode(f *failure, appID, named, code string) *failure {
-	word, what, remedy := f.word, "The code is refused", ""
-	if named != "" && named != appID {
-		word = "appid_mismatch"
-		what = fmt.Sprintf("The mini program has the AppID %s and this service has %s", named, appID)
-		remedy = fixAppID
-	}
+	remedy := fixAppID
 	switch {
 	case h.sandbox != nil:
 		remedy = "the code asks the sandbox for errcode 40029, or for something unknown, which the log explains"
 	case code == mockCode:
 		remedy = "the developer tools are in tourist mode, so give the project an AppID of your own, or use -sandbox"
-	}
-	if remedy == "" {
+	case named == "" || named == appID:
 		return f
 	}
-	message := what + ": " + remedy + "."
-	return &failure{word: word, errcode: f.errcode, rid: f.rid, cause: message, message: message}
+	word, what := f.word, "The code is refused"
+	if named != "" && named != appID {
+		word = "appid_mismatch"
+		what = fmt.Sprintf("The mini program has the AppID %s and this service has %s", named, appID)
+	}
+	return &failure{word: word, errcode: f.errcode, rid: f.rid, message: what + ": " + remedy + "."}
 }
 
 // readCode returns the code in the body of r, and the AppID that r names, or an empty one.

@@ -40,7 +40,7 @@ type failure struct {
 	word    string // the "error" of the answer, a key of answers
 	errcode int64  // WeChat's, or 0
 	rid     string // WeChat's id of the request, or empty
-	cause   string // for the operator who reads the log: the culprit, then what to do
+	cause   string // for the operator who reads the log: the culprit, then what to do; if empty, the message
 	message string // where the one in answers does not fit
 }
 
