@@ -107,18 +107,16 @@ type errorBody struct {
 
 // route returns the body of a 200, or a failure; and the AppID that was chosen, where there are several.
 func (h *handler) route(w http.ResponseWriter, r *http.Request) (any, string, *failure) {
-	switch r.URL.Path {
-	case "/openid":
-		if r.Method == http.MethodPost {
-			return h.openID(w, r)
-		}
+	switch method, path := r.Method, r.URL.Path; {
+	case path == "/openid" && method == http.MethodPost:
+		return h.openID(w, r)
+	case path == "/openid":
 		w.Header().Set("Allow", "POST")
 		return nil, "", &failure{word: "method_not_allowed",
 			message: "/openid takes POST only: set method to POST, since wx.request uses GET by default."}
-	case "/healthz":
-		if r.Method == http.MethodGet || r.Method == http.MethodHead {
-			return map[string]string{"status": "ok"}, "", nil
-		}
+	case path == "/healthz" && (method == http.MethodGet || method == http.MethodHead):
+		return map[string]string{"status": "ok"}, "", nil
+	case path == "/healthz":
 		w.Header().Set("Allow", "GET, HEAD")
 		return nil, "", &failure{word: "method_not_allowed", message: "/healthz takes GET and HEAD only: use GET."}
 	}
