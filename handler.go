@@ -123,40 +123,33 @@ func (h *handler) route(w http.ResponseWriter, r *http.Request) (any, string, *f
 	return nil, "", &failure{word: "not_found"}
 }
 
+// openID exchanges the code for the AppID that the request names, where there are several, or else for the one.
 func (h *handler) openID(w http.ResponseWriter, r *http.Request) (any, string, *failure) {
 	code, named, f := h.readCode(w, r)
 	if f != nil {
 		return nil, "", f
 	}
-	appID, f := h.choose(named)
-	if f != nil {
-		return nil, "", f
+	appID, several := h.appIDs[0], len(h.appIDs) > 1
+	switch {
+	case several && named == "":
+		return nil, "", invalid(`The request names no AppID: send {"code":"…","appid":"…"}, or pass on the Referer.`)
+	case several && !slices.Contains(h.appIDs, named):
+		return nil, "", &failure{word: "appid_mismatch",
+			message: "This service does not have the mini program's AppID " + named + ": " + fixAppID + "."}
+	case several:
+		appID = named
 	}
 	u, f := h.wechat.openID(r.Context(), appID, code)
 	if f != nil && f.word == "invalid_code" {
 		f = h.unknownCode(f, appID, named, code)
 	}
-	if len(h.appIDs) == 1 {
+	if !several {
 		return u, "", f
 	}
 	return struct {
 		user
 		AppID string `json:"appid"`
 	}{u, appID}, appID, f
-}
-
-// choose returns the AppID whose mini program the code is of. named is the one that the request names, or empty.
-func (h *handler) choose(named string) (string, *failure) {
-	switch {
-	case len(h.appIDs) == 1:
-		return h.appIDs[0], nil
-	case named == "":
-		return "", invalid(`The request names no AppID: send {"code":"…","appid":"…"}, or pass on the Referer.`)
-	case !slices.Contains(h.appIDs, named):
-		return "", &failure{word: "appid_mismatch",
-			message: "This service does not have the mini program's AppID " + named + ": " + fixAppID + "."}
-	}
-	return named, nil
 }
 
 // unknownCode makes another failure in the place of f, an invalid code, where it knows more: of a mini program with
