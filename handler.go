@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -167,7 +166,7 @@ func (h *handler) unknownCode(f *failure, appID, named, code string) *failure {
 	word, what := f.word, "The code is refused"
 	if named != "" && named != appID {
 		word = "appid_mismatch"
-		what = fmt.Sprintf("The mini program has the AppID %s and this service has %s", named, appID)
+		what = "The mini program has the AppID " + named + " and this service has " + appID
 	}
 	return &failure{word: word, errcode: f.errcode, rid: f.rid, message: what + ": " + remedy + "."}
 }
