@@ -109,7 +109,6 @@ func (l serverLog) Write(line []byte) (int, error) {
 // Its connections are not wrapped: net/http needs their CloseWrite. So it is told of their end.
 type listener struct {
 	net.Listener
-	tls    *tls.Config // nil for plain HTTP
 	places chan struct{}
 	stop   <-chan struct{}
 }
@@ -121,11 +120,8 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, net.ErrClosed
 	}
 	conn, err := l.Listener.Accept()
-	switch {
-	case err != nil:
+	if err != nil {
 		<-l.places
-	case l.tls != nil:
-		return tls.Server(conn, l.tls), nil
 	}
 	return conn, err
 }
@@ -144,12 +140,12 @@ func listen(ctx context.Context, c config, logger *slog.Logger) (*listener, erro
 	if err != nil {
 		return nil, err
 	}
-	if cert != nil {
-		go cert.follow(ctx)
-		l.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get}
-	}
 	if l.Listener, err = net.Listen("tcp", c.addr); err != nil {
 		return nil, fmt.Errorf("ADDR: %w: stop the other program there, or set another ADDR, as in :3020", err)
+	}
+	if cert != nil {
+		go cert.follow(ctx)
+		l.Listener = tls.NewListener(l.Listener, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get})
 	}
 	return l, nil
 }

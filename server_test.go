@@ -93,6 +93,9 @@ func startInBubble(t *testing.T, ctx context.Context, c config, h *handler) *bub
 	l := must(listen(ctx, c, log))
 	l.Listener.Close()
 	l.Listener = b
+	if c.tlsCert != "" {
+		l.Listener = tls.NewListener(b, &tls.Config{}) // no handshake gets as far as the certificate
+	}
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		if h == nil {
@@ -311,9 +314,9 @@ func TestCertificate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, want, before := &output{}, expired, 0
 		ctx, cancel := context.WithCancel(t.Context())
-		c := config{addr: "127.0.0.1:0", tlsCert: certFile, tlsKey: keyFile}
-		l := must(listen(ctx, c, slog.New(slog.NewTextHandler(log, nil))))
-		defer l.Close()
+		c := config{tlsCert: certFile, tlsKey: keyFile}
+		cert := must(newCertificate(c, slog.New(slog.NewTextHandler(log, nil))))
+		go cert.follow(ctx)
 		time.Sleep(time.Second) // the files change between two looks
 		for n, step := range []struct {
 			after  time.Duration
@@ -342,7 +345,7 @@ func TestCertificate(t *testing.T) {
 				writeFile(keyFile, "broken")
 			}
 			time.Sleep(step.after + 10*time.Second)
-			same(t, n, must(l.tls.GetCertificate(nil)).Certificate[0], want.Raw)
+			same(t, n, must(cert.get(nil)).Certificate[0], want.Raw)
 			logged := log.String()[before:]
 			like(t, logged, step.logged)
 			same(t, n, strings.Count(logged, "\n"), min(1, len(step.logged)))
