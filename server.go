@@ -155,6 +155,7 @@ type certificate struct {
 	certFile, keyFile string
 	log               *slog.Logger
 	pair              atomic.Pointer[tls.Certificate]
+	said              string // last
 }
 
 // newCertificate returns the certificate for HTTPS, or nil for plain HTTP. Its error is for a person.
@@ -163,31 +164,26 @@ func newCertificate(c config, log *slog.Logger) (*certificate, error) {
 		return nil, nil
 	}
 	cert := &certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: log}
-	if err := cert.load(); err != nil {
-		return nil, err
-	}
-	if warning := cert.warning(); warning != "" {
-		log.Warn(warning)
-	}
-	return cert, nil
+	return cert, cert.load()
 }
 
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.pair.Load(), nil }
 
-// follow loads the files again and again, until ctx is done. While they are bad, the old certificate stays in use. What
-// there is to say is logged when it changes.
+// follow loads the files again and again, until ctx is done. While they are bad, the old certificate stays in use.
 func (c *certificate) follow(ctx context.Context) {
-	for said := c.warning(); ctx.Err() == nil; time.Sleep(certInterval) {
-		err := c.load()
-		text := c.warning()
-		if err != nil {
-			text = "the old certificate stays in use: " + err.Error()
+	for ; ctx.Err() == nil; time.Sleep(certInterval) {
+		if err := c.load(); err != nil {
+			c.say("the old certificate stays in use: " + err.Error())
 		}
-		if text != said && text != "" {
-			c.log.Warn(text)
-		}
-		said = text
 	}
+}
+
+// say logs text, if there is any, when it changes.
+func (c *certificate) say(text string) {
+	if text != c.said && text != "" {
+		c.log.Warn(text)
+	}
+	c.said = text
 }
 
 func (c *certificate) load() error {
@@ -205,18 +201,19 @@ func (c *certificate) load() error {
 		pair.Leaf, _ = x509.ParseCertificate(pair.Certificate[0]) // which LoadX509KeyPair has parsed, too
 	}
 	c.pair.Store(&pair)
+	c.say(warning(&pair))
 	return nil
 }
 
-// warning says why phones refuse the certificate or soon will, or nothing. The first that holds is said.
-func (c *certificate) warning() string {
-	chain, leaf := c.pair.Load().Certificate, c.pair.Load().Leaf
+// warning says why phones refuse cert or soon will, or nothing. The first that holds is said.
+func warning(cert *tls.Certificate) string {
+	leaf := cert.Leaf
 	left, life := time.Until(leaf.NotAfter), leaf.NotAfter.Sub(leaf.NotBefore)
 	end := leaf.NotAfter.UTC().Format(time.DateTime) + " UTC"
 	switch {
 	case left <= 0:
 		return "the certificate in TLS_CERT expired on " + end + ", so phones refuse it: renew it"
-	case len(chain) == 1 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject):
+	case len(cert.Certificate) == 1 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject):
 		return "TLS_CERT has no intermediate certificate, so phones refuse it: use the full chain"
 	case left < min(7*24*time.Hour, life/3):
 		return "the certificate in TLS_CERT expires on " + end + ": renew it"
