@@ -125,22 +125,17 @@ func check(ctx context.Context, c config, logger *slog.Logger, stdout, stderr io
 	wx, exitCode := newClient(c, c.baseURLs, slog.New(slog.DiscardHandler)), 0
 	for _, appID := range c.appIDs {
 		_, f := wx.openID(ctx, appID, "sandbox:errcode=40029")
-		problem := "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL"
 		switch {
 		case f == nil:
+			f = &failure{cause: "an openid for a made-up code: this is not WeChat, so check WX_BASE_URL"}
 		case f.errcode == 40029 || f.errcode == 40163:
 			fmt.Fprintf(stdout, "WeChat accepts the AppID %s and its AppSecret.\n", appID)
 			continue
 		case ctx.Err() != nil:
 			fmt.Fprintln(stderr, "Stopped before WeChat answered: run -check again.")
 			return 1
-		default:
-			problem = f.cause
 		}
-		if len(c.appIDs) > 1 {
-			problem = "AppID " + appID + ": " + problem
-		}
-		fmt.Fprintln(stderr, problem+".")
+		fmt.Fprintf(stderr, "AppID %s: %s.\n", appID, f.cause)
 		exitCode = 1
 	}
 	return exitCode

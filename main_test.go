@@ -234,11 +234,11 @@ func TestEnds(t *testing.T) {
 		{args: "-check", env: by(fakeWeChat(credentials()).ServeHTTP, several()), stdout: accepted, stderr: "AppID " +
 			otherAppID + ": errcode 40013: WeChat does not know the AppID: copy it again from " + console + ".\n"},
 		{args: "-check", env: by(refuse(-1), credentials("WX_APPSECRET", "odd")),
-			stderr: `{…"WARN","msg":"WX_APPSECRET does…"}` + "\nerrcode -1: WeChat is busy: try again in a moment.\n"},
-		{args: "-check", env: by(refuse(45011), credentials()), stderr: "errcode 45011: WeChat limits the calls …\n"},
+			stderr: `{…"WARN","msg":"WX_APPSECRET does…"}` + "\nAppID …: errcode -1: WeChat is busy: try again in a moment.\n"},
+		{args: "-check", env: by(refuse(45011), credentials()), stderr: "AppID …: errcode 45011: WeChat limits the calls …\n"},
 		{args: "-check", env: by(say(`{"openid":"o"}`), credentials()),
-			stderr: "An openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
-		{args: "-check", env: by(nil, credentials()), stderr: "127.0.0.1:1: …: check the firewall, what WX_BASE_URL " +
+			stderr: "AppID …: an openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
+		{args: "-check", env: by(nil, credentials()), stderr: "AppID …: 127.0.0.1:1: …: check the firewall, what WX_BASE_URL " +
 			"leads to, and whether you need HTTP_PROXY.\n"},
 		{args: "-check", env: by(nil, credentials("TLS_CERT", "x", "TLS_KEY", "x")), stderr: "TLS_CERT" + unread},
 
