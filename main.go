@@ -12,7 +12,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -42,8 +41,7 @@ func main() {
 const usage = `Usage: wxopenid [flag]. Without a flag it starts the service. The flags:
   -sandbox  run against an embedded fake WeChat; no AppID or AppSecret needed
   -check    ask WeChat whether it accepts each AppID and its AppSecret, print the result, exit
-  -healthy  ask the service that runs here with the same ADDR and TLS_CERT whether it is up,
-            exit: 0 if so, else 1
+  -healthy  ask the service here, by its ADDR and TLS_CERT, whether it is up, exit 0 if so, else 1
   -version  print the version, the revision and Go's version, exit
 `
 
@@ -160,7 +158,7 @@ func healthy(getenv func(string) string, stderr io.Writer) int {
 		if resp.StatusCode == http.StatusOK {
 			return 0
 		}
-		err = errors.New("another program is there, and says " + resp.Status)
+		err = fmt.Errorf("another program is there, and says %s", resp.Status)
 	}
 	fmt.Fprintf(stderr, "wxopenid does not answer at ADDR (%v): start it, or use its ADDR and TLS_CERT.\n", said(err))
 	return 1
