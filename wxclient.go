@@ -379,7 +379,6 @@ func (b *base) noConnection(err error) string {
 
 // said is what err says, without addresses and times, so that equal causes are equal.
 func said(err error) string {
-	dns, isDNS := errors.AsType[*net.DNSError](err)
 	invalid, _ := errors.AsType[x509.CertificateInvalidError](err)
 	last := err
 	for next := err; next != nil; next = errors.Unwrap(next) {
@@ -387,15 +386,13 @@ func said(err error) string {
 	}
 	_, isSystem := last.(syscall.Errno)
 	switch { // the first that holds is the reason
-	case isDNS && !dns.IsNotFound:
+	case errors.As(err, new(*net.DNSError)):
 		return "the name lookup failed or took too long"
-	case isDNS:
-		return dns.Err
 	case isTimeout(err):
 		return "no answer in time"
 	case isSystem && !unreached(err), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "connection closed"
-	case invalid.Reason == x509.Expired && invalid.Cert != nil:
+	case invalid.Reason == x509.Expired:
 		return "the certificate has expired or is not yet valid"
 	case strings.Contains(last.Error(), "malformed"): // it quotes the proxy
 		return "no HTTP"

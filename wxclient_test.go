@@ -307,8 +307,7 @@ func TestNoConnection(t *testing.T) {
 		cause string
 	}{
 		{to: ends{syscall.EMFILE, &net.DNSError{Err: "socket: too many open files"}}, cause: machine},
-		{to: ends{noHost}, cause: "wechat: no such host" + dns},
-		{to: ends{&net.DNSError{Err: "read udp 10.0.0.2:40->10.0.0.1:53: refused"}, &net.DNSError{IsTimeout: true}},
+		{to: ends{noHost, &net.DNSError{Err: "read udp 10.0.0.2:40->10.0.0.1:53: refused"}, &net.DNSError{IsTimeout: true}},
 			cause: "wechat: the name lookup failed or took too long" + dns},
 		{to: ends{presents("wechat", -time.Hour, -time.Minute), presents("wechat", time.Hour, 2*time.Hour)},
 			cause: "wechat: the certificate has expired or is not yet valid" + cert},
@@ -316,7 +315,7 @@ func TestNoConnection(t *testing.T) {
 		{proxy: plain, to: ends{intercepts}, cause: "wechat: x509: " + notName + cert + proxyCA},
 		{proxy: plain, to: ends{syscall.ECONNREFUSED}, cause: away + "connection refused" + start},
 		{proxy: plain, to: ends{silent, syscall.ETIMEDOUT}, cause: away + late + start},
-		{proxy: plain, to: ends{noHost}, cause: away + "no such host" + start},
+		{proxy: plain, to: ends{noHost}, cause: away + "the name lookup failed or took too long" + start},
 		{proxy: plain, to: ends{"HTTP/1.1 407 X" + end}, cause: noConn + "status 407" + password},
 		{proxy: plain, to: ends{"HTTP/1.1 401 X" + end}, cause: noConn + "status 401" + password},
 		{proxy: plain, to: ends{"HTTP/1.1 403 X\r\nX: " + leaks + end}, cause: noConn + "status 403" + rules},
