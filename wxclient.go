@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -195,7 +196,7 @@ func (wx *client) openID(ctx context.Context, appID, code string) (user, *failur
 
 // exchange asks the base URLs in order, until there is a connection to one of them.
 func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
-	var causes []string
+	causes := make(map[string]bool) // said in their own order, so that equal troubles are equal, and each once
 	end, _ := ctx.Deadline()
 	by := end.Add(-wx.timeout / 20) // before the exchange ends, since only the dialer knows what it waited for
 	for _, b := range wx.inOrder() {
@@ -204,20 +205,17 @@ func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
 			return u, f
 		}
 		cause := b.noConnection(err)
-		if !slices.Contains(causes, cause) { // a proxy fails for all base URLs alike
-			causes = append(causes, cause)
-			slices.Sort(causes) // so that equal troubles are equal, whichever base URL was the first
-		}
+		causes[cause] = true
 		switch { // the first that holds is the reason
 		case ctx.Err() == context.Canceled:
 			return user{}, hungUp
 		case ctx.Err() != nil, isTimeout(err) && !time.Now().Before(by):
-			return user{}, &failure{word: "wechat_timeout", cause: strings.Join(causes, "; ")}
+			return user{}, &failure{word: "wechat_timeout", cause: strings.Join(slices.Sorted(maps.Keys(causes)), "; ")}
 		case !noDescriptor(err):
 			wx.passOver(b, cause)
 		}
 	}
-	return user{}, &failure{word: "wechat_unreachable", cause: strings.Join(causes, "; ")}
+	return user{}, &failure{word: "wechat_unreachable", cause: strings.Join(slices.Sorted(maps.Keys(causes)), "; ")}
 }
 
 // inOrder returns the base URLs to try, with those that are passed over at the end. When the time of one is over, a
