@@ -45,22 +45,18 @@ func serve(ctx context.Context, c config, l *listener, logger *slog.Logger, stdo
 	}
 	h.wechat = newClient(c, baseURLs, logger)
 	server := newServer(c, h, l, logger)
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
-	select {
-	case err := <-served:
-		return err
-	case <-ctx.Done():
-	}
 	// Close the listener first: a client told to reconnect would otherwise queue there and be reset.
-	l.Close()
+	context.AfterFunc(ctx, func() { l.Close() })
+	if err := server.Serve(l); ctx.Err() == nil {
+		return err
+	}
 	h.stopping.Store(true)
 	for end := time.Now().Add(lastRequests); len(l.places) > 0 && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	limit, cancel := context.WithTimeout(context.Background(), c.timeout+stopTimeout)
 	defer cancel()
-	if errors.Is(server.Shutdown(limit), context.DeadlineExceeded) {
+	if server.Shutdown(limit) != nil {
 		return errors.New("requests that were still under way have been cut off")
 	}
 	return nil
