@@ -1,12 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net"
 	"net/url"
@@ -120,12 +118,12 @@ func newSettings(getenv func(string) string) *settings {
 	}
 	content, err := os.ReadFile(dotEnv)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, os.ErrNotExist):
 		_, err := os.Stat(dotEnv + ".txt")
 		s.renamed = err == nil
 	case err != nil:
 		s.bad(dotEnv, fmt.Sprintf("cannot be read (%v): let this user read it, or move it away", errors.Unwrap(err)))
-	case bytes.Contains(content, []byte("\x00")):
+	case strings.Contains(string(content), "\x00"):
 		s.bad(dotEnv, "is in UTF-16: save it as UTF-8")
 	default:
 		s.readFile(string(content))
@@ -316,7 +314,7 @@ func (s *settings) readSecrets(name, file string) []string {
 	switch {
 	case err != nil:
 		s.bad(name, fmt.Sprintf("cannot be read (%v): name a file that this user may read", errors.Unwrap(err)))
-	case bytes.Contains(content, []byte("\x00")):
+	case strings.Contains(text, "\x00"):
 		s.bad(name, "names a file in UTF-16: save it as UTF-8")
 	case text == "":
 		s.bad(name, "names a file that is empty: put the AppSecret into it")
