@@ -105,9 +105,7 @@ type settings struct {
 
 // bad notes a problem, the first of each setting.
 func (s *settings) bad(name, text string) {
-	if s.problems[name] == "" {
-		s.problems[name] = name + " " + text
-	}
+	s.problems[name] = cmp.Or(s.problems[name], name+" "+text)
 }
 
 // newSettings returns the settings of the environment and, where that has no WX_APPID, of the file .env.
