@@ -85,7 +85,7 @@ func loadConfig(getenv func(string) string, sandbox bool) (config, error) {
 	}
 	if !sandbox {
 		c.baseURLs = s.baseURLs()
-		s.checkWay(c.baseURLs)
+		s.checkRoutes(c.baseURLs)
 	}
 	c.warnings = s.warnings
 	if len(s.problems) > 0 {
@@ -385,8 +385,8 @@ func portExists(u *url.URL) bool {
 	return err == nil && port > 0
 }
 
-// checkWay looks at the way to base URLs: net/http drops a bad proxy variable without a word.
-func (s *settings) checkWay(bases []*url.URL) {
+// checkRoutes looks at how base URLs are reached. net/http drops a bad proxy variable without a word.
+func (s *settings) checkRoutes(bases []*url.URL) {
 	if s.get(proxyVariable(s.get, "all")) != "" && s.get(proxyVariable(s.get, "https")) == "" {
 		s.warnings = append(s.warnings, "ALL_PROXY is used by curl, but not here: set HTTPS_PROXY")
 	}

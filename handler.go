@@ -131,7 +131,7 @@ func (h *handler) openID(w http.ResponseWriter, r *http.Request) (any, string, *
 	appID, several := h.appIDs[0], len(h.appIDs) > 1
 	switch {
 	case several && named == "":
-		return nil, "", invalid(`The request names no AppID: send {"code":"…","appid":"…"}, or pass on the Referer.`)
+		return nil, "", invalid(`The request names no AppID: send {"code":"…","appid":"…"}, or pass on Referer.`)
 	case several && !slices.Contains(h.appIDs, named):
 		return nil, "", &failure{word: "appid_mismatch",
 			message: "This service does not have the mini program's AppID " + named + ": " + fixAppID + "."}

@@ -345,7 +345,7 @@ func TestAppIDs(t *testing.T) {
 		host, page  = "https://servicewechat.com/", "/devtools/page-frame.html"
 		fromOther   = host + otherAppID + page
 		unknown     = "400 invalid_code: WeChat does not know this code: send what wx.login gave, within 5 minutes, "
-		none        = `400 invalid_request: The request names no AppID: send {"code":"…","appid":"…"}, or pass on the Referer.`
+		none        = `400 invalid_request: The request names no AppID: send {"code":"…","appid":"…"}, or pass on Referer.`
 		third       = "wx00112233445566aa"
 		has         = "400 appid_mismatch: The mini program has the AppID "
 		differs     = has + otherAppID + " and this service has " + testAppID + ": fix appid in project.config.json, "

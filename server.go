@@ -193,9 +193,6 @@ func (c *certificate) load() error {
 	case err != nil:
 		return fmt.Errorf("TLS_CERT and TLS_KEY cannot be used (%w): use PEM files, leaf first, without password", err)
 	}
-	if pair.Leaf == nil { // by GODEBUG=x509keypairleaf=0
-		pair.Leaf, _ = x509.ParseCertificate(pair.Certificate[0]) // which LoadX509KeyPair has parsed, too
-	}
 	c.pair.Store(&pair)
 	c.say(warning(&pair))
 	return nil
@@ -203,7 +200,7 @@ func (c *certificate) load() error {
 
 // warning says why phones refuse cert or soon will, or nothing. The first that holds is said.
 func warning(cert *tls.Certificate) string {
-	leaf := cert.Leaf
+	leaf, _ := x509.ParseCertificate(cert.Certificate[0]) // Leaf is nil with GODEBUG=x509keypairleaf=0
 	left, life := time.Until(leaf.NotAfter), leaf.NotAfter.Sub(leaf.NotBefore)
 	end := leaf.NotAfter.UTC().Format(time.DateTime) + " UTC"
 	switch {

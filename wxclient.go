@@ -45,8 +45,7 @@ type failure struct {
 	message string // where the one in answers does not fit
 }
 
-var hungUp = &failure{word: "client_closed_request",
-	cause: "the caller hung up before WeChat answered: look at its timeout"}
+var hungUp = &failure{word: "client_closed_request", cause: "the caller hung up: look at its timeout"}
 
 // errcodes are the errcodes with a meaning here, from WeChat's global list, users' reports and
 // developers.weixin.qq.com/miniprogram/dev/server/API/user-login/api_code2session.
@@ -209,7 +208,7 @@ func (wx *client) exchange(ctx context.Context, query string) (user, *failure) {
 		switch { // the first that holds is the reason
 		case ctx.Err() == context.Canceled:
 			return user{}, hungUp
-		case ctx.Err() != nil, isTimeout(err) && !time.Now().Before(by):
+		case ctx.Err() != nil, os.IsTimeout(err) && !time.Now().Before(by):
 			return user{}, &failure{word: "wechat_timeout", cause: strings.Join(slices.Sorted(maps.Keys(causes)), "; ")}
 		case !noDescriptor(err):
 			wx.passOver(b, cause)
@@ -287,20 +286,20 @@ func (b *base) broken(ctx context.Context, when string) *failure {
 	switch ctx.Err() {
 	case nil:
 		return &failure{word: "wechat_unreachable",
-			cause: b.url.Host + b.through() + ": the connection broke " + when + ": call wx.login again"}
+			cause: b.name() + ": the connection broke " + when + ": call wx.login again"}
 	case context.Canceled:
 		return hungUp
 	}
 	return &failure{word: "wechat_timeout",
-		cause: b.url.Host + ": no whole reply within WX_TIMEOUT: WeChat" + b.through() + " is slow: raise WX_TIMEOUT"}
+		cause: "WeChat is slow: no whole reply from " + b.name() + " within WX_TIMEOUT: raise it"}
 }
 
-// through names the proxy on the way to b, or nothing.
-func (b *base) through() string {
+// name is the host of b, and the proxy on the way there, if there is one.
+func (b *base) name() string {
 	if b.proxy == nil {
-		return ""
+		return b.url.Host
 	}
-	return " through the proxy " + b.proxy.Host
+	return b.url.Host + " through the proxy " + b.proxy.Host
 }
 
 // parseReply returns the user in a reply of b. HTTP 200 and errcode 0 are not success: an openid
@@ -327,7 +326,7 @@ func (b *base) parseReply(status int, body []byte) (user, *failure) {
 		return object.user, nil
 	}
 	return user{}, &failure{word: "wechat_error",
-		cause: b.url.Host + b.through() + " gave " + what + ": check what WX_BASE_URL, or a proxy, leads to"}
+		cause: b.name() + " gave " + what + ": check what WX_BASE_URL, or a proxy, leads to"}
 }
 
 var ridPattern = regexp.MustCompile(`\brid: [0-9a-f]{8}-[0-9a-f]{8}-[0-9a-f]{8}\b`)
@@ -386,7 +385,7 @@ func said(err error) string {
 	switch { // the first that holds is the reason
 	case errors.As(err, new(*net.DNSError)):
 		return "the name lookup failed or took too long"
-	case isTimeout(err):
+	case os.IsTimeout(err):
 		return "no answer in time"
 	case isSystem && !unreached(err), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "connection closed"
@@ -396,11 +395,6 @@ func said(err error) string {
 		return "no HTTP"
 	}
 	return strings.TrimPrefix(last.Error(), "unknown error ") // of net/http's SOCKS
-}
-
-func isTimeout(err error) bool {
-	timeout, ok := errors.AsType[net.Error](err)
-	return ok && timeout.Timeout()
 }
 
 // unreached reports whether err is a dialer's: there was no TCP connection. (One that is reset at once was there.)

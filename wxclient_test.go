@@ -129,8 +129,8 @@ const (
 	before   = ": the connection broke before a reply: call wx.login again"
 	middle   = "one: the connection broke in the middle of the reply: call wx.login again"
 	timedOut = "504 wechat_timeout"
-	noReply  = ": no whole reply within WX_TIMEOUT: WeChat"
-	slow     = " is slow: raise WX_TIMEOUT"
+	noReply  = "WeChat is slow: no whole reply from one"
+	within   = " within WX_TIMEOUT: raise it"
 	useless  = "502 wechat_error"
 	leadsTo  = ": check what WX_BASE_URL, or a proxy, leads to"
 	proxied  = " through the proxy proxy:1"
@@ -145,9 +145,9 @@ var failings = []failing{
 	{name: "bad header line", answer: ok + leaks + end, want: breaks, cause: "one" + before},
 	{name: "half a body", answer: whole[:len(whole)-1], want: breaks, cause: middle},
 	{name: "bad chunk", answer: ok + "Transfer-Encoding: chunked" + end + leaks, want: breaks, cause: middle},
-	{name: "silence", answer: hold, want: timedOut, cause: "one" + noReply + slow},
-	{name: "half a body, held", answer: whole[:len(whole)-1] + hold, want: timedOut, cause: "one" + noReply + slow},
-	{name: "silence, proxy", answer: hold, want: timedOut, cause: "one" + noReply + proxied + slow},
+	{name: "silence", answer: hold, want: timedOut, cause: noReply + within},
+	{name: "half a body, held", answer: whole[:len(whole)-1] + hold, want: timedOut, cause: noReply + within},
+	{name: "silence, proxy", answer: hold, want: timedOut, cause: noReply + proxied + within},
 	{name: "502 and HTML, proxy", answer: "HTTP/1.1 502 " + leaks + end + "<html>" + leaks, want: useless,
 		cause: "one" + proxied + " gave HTTP status 502, not 200" + leadsTo},
 	{name: "101", answer: "HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: " + leaks + end + hold, want: useless,
