@@ -248,7 +248,7 @@ func (s *settings) appIDs(sandbox bool) []string {
 		s.bad(name, "is not set: rename .env.txt to .env, the only name that is read"+trySandbox)
 		return nil
 	default:
-		s.bad(name, "is not set: write the AppID of "+console+", into the environment or .env"+trySandbox)
+		s.bad(name, "is not set: copy the AppID from "+console+", into the environment or .env"+trySandbox)
 		return nil
 	}
 	appIDs := s.list(name, "", s.get(name))

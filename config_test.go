@@ -223,7 +223,7 @@ func TestNoDotEnv(t *testing.T) {
 	p := startProgram(t, none, "-sandbox") // where all is made up
 	same(t, "status", post(t, p.url+"/openid", `{"code":"x"}`).status, 200)
 	same(t, p.log.String(), strings.Count(p.log.String(), `"level":"WARN"`), 1) // that it is a sandbox
-	for _, what := range []string{"write the AppID of " + console + ", into the environment or .env",
+	for _, what := range []string{"copy the AppID from " + console + ", into the environment or .env",
 		"rename .env.txt to .env, the only name that is read"} {
 		_, stderr := runToEnd(t, 2, none)
 		like(t, stderr, "WX_APPID is not set: "+what+", or try it with -sandbox, which needs neither AppID nor …\n…")
