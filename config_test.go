@@ -6,7 +6,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,8 +54,8 @@ func TestSettings(t *testing.T) {
 		},
 		"ALL_PROXY=x|https_proxy=socks5h://u:p@127.0.0.1:1/": func(*config) {},
 		"ALL_PROXY=x|HTTPS_PROXY=127.0.0.1:1|HTTP_PROXY=x:y": func(*config) {},
-		"WX_BASE_URL=http://127.0.0.1,http://localhost:1,https://[::1]|HTTP_PROXY=x:y|HTTPS_PROXY=x:y": func(c *config) {
-			c.baseURLs = urls("http://127.0.0.1,http://localhost:1,https://[::1]")
+		"WX_BASE_URL=http://127.1.2.3,http://localhost,https://[::1]|HTTP_PROXY=x:y|HTTPS_PROXY=x:y": func(c *config) {
+			c.baseURLs = urls("http://127.1.2.3,http://localhost,https://[::1]")
 		},
 		"WX_BASE_URL=not one|HTTPS_PROXY=not one": func(c *config) {
 			c.sandbox, c.addr, c.baseURLs = true, "127.0.0.1:2020", nil
@@ -139,8 +138,8 @@ func TestOddSettings(t *testing.T) {
 			if got == "" && len(c.warnings) > 0 {
 				got = strings.Join(c.warnings, "\n") + " (warning)"
 			}
-			for _, not := range []string{"\n", "hunter2", "你的", testSecret, otherSecret, testAppID, otherAppID, "/tmp"} {
-				same(t, got, strings.Contains(got, not), false)
+			for _, no := range []string{"\n", "hunter2", "你的", "/tmp", testSecret, otherSecret, testAppID, otherAppID} {
+				same(t, got, strings.Contains(got, no), false)
 			}
 			like(t, got, strings.TrimPrefix(name, "@")+"…"+text)
 		}
@@ -188,11 +187,8 @@ func TestDotEnv(t *testing.T) {
 	} {
 		writeFile(".env", test.content)
 		s, got := newSettings(func(name string) string { return test.env[name] }), []string(nil)
-		for _, name := range settingNames {
-			same(t, name, slices.Contains(s.fromFile, name), s.file[name] != "")
-			if s.file[name] != "" {
-				got = append(got, name+"="+s.get(name))
-			}
+		for _, name := range s.fromFile {
+			got = append(got, name+"="+s.get(name))
 		}
 		for _, err := range s.problems {
 			got = append(got, err.Error())
@@ -244,7 +240,7 @@ func TestDotEnvInUse(t *testing.T) {
 	p := startProcess(t, map[string]string{"WX_APPID": ""}, "")
 	post(t, p.url+"/openid", `{"code":"x"}`)
 	p.stop()
-	like(t, p.log.String(), `{…"INFO","msg":"settings from .env","names":"WX_APPID WX_APPSECRET WX_BASE_URL HTTPS_PROXY"}
-{…"WARN","msg":"WX_APPSECRET does not look like …"msg":"listening"…the proxy `+strings.TrimPrefix(proxy, "http://")+
+	like(t, p.log.String(), `…"settings from .env","names":"WX_APPID WX_APPSECRET WX_BASE_URL HTTPS_PROXY"}…"WARN",`+
+		`"msg":"WX_APPSECRET does not look like …"msg":"listening"…the proxy `+strings.TrimPrefix(proxy, "http://")+
 		" gives no connection to x.invalid:443 (status 403): …")
 }

@@ -9,8 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,26 +42,25 @@ func TestExamples(t *testing.T) {
 }
 
 func testExample(t *testing.T, command []string) {
-	service := must(url.Parse(startProgram(t, credentials(), "-sandbox").url))
-	proxy, asked := httputil.NewSingleHostReverseProxy(service), &output{}
-	replies := map[string]string{ // by request id: what something before the service says
-		"id-broken": "",
-		"id-html":   "HTTP/1.1 200 OK\r\n\r\n<html>",
-		"id-nobody": "HTTP/1.1 200 OK\r\n\r\n" + `{"unionid":"u"}`,
-		"id-full":   "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\n\r\n" + `{"error":"忙"}`,
+	service := newHandler(newWeChat(t, fakeWeChat(credentials()).ServeHTTP), io.Discard)
+	replies := map[string]http.HandlerFunc{ // by request id: what something before the service does
+		"id-broken": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"id-html":   say("<html>"),
+		"id-nobody": say(`{"unionid":"u"}`),
+		"id-full": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusTooManyRequests)
+			io.WriteString(w, `{"error":"忙"}`)
+		},
 	}
+	asked := &output{}
 	wxopenid := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := r.Header.Get("X-Request-Id")
 		io.WriteString(asked, id+" ")
-		reply, ok := replies[id]
-		if !ok {
-			proxy.ServeHTTP(w, r)
-			return
+		if reply, ok := replies[id]; ok {
+			reply(w, r)
+		} else {
+			service.ServeHTTP(w, r)
 		}
-		io.Copy(io.Discard, r.Body) // unread bytes would reset the connection
-		conn, _, _ := http.NewResponseController(w).Hijack()
-		io.WriteString(conn, reply)
-		conn.Close()
 	}))
 	t.Cleanup(wxopenid.Close)
 	backEnd, stop := startExample(t, command, wxopenid.URL)
@@ -138,6 +135,23 @@ func startExample(t *testing.T, command []string, wxopenid string) (url string, 
 	}
 	t.Fatalf("%s does not listen:\n%s", command, stop())
 	return "", nil
+}
+
+// TestMiniProgram runs the sample mini program against services that run here.
+func TestMiniProgram(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("node"); err != nil {
+		t.Skip("testing the sample mini program needs Node.js 18 or later")
+	}
+	services := must(json.Marshal(map[string]string{
+		"appid":   testAppID,
+		"sandbox": startProgram(t, credentials(), "-sandbox").url,
+		"hasty":   startProgram(t, credentials("WX_TIMEOUT", "100ms"), "-sandbox").url,
+		"cutoff":  startProgram(t, credentials("WX_BASE_URL", nobody)).url,
+	}))
+	output, err := exec.Command("node", "testdata/miniprogram/test.js", string(services)).CombinedOutput()
+	t.Logf("%s", output)
+	same(t, "node", err, nil)
 }
 
 // TestBackEndOfReadmes wants the READMEs to show examples/backend.js as it is.

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"cmp"
-	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
-	"regexp"
 	"strings"
 	"testing"
 )
@@ -25,54 +23,44 @@ const (
 // TestSandboxAsWeChat asks the fake WeChat itself, as another program may.
 func TestSandboxAsWeChat(t *testing.T) {
 	const second = "appid=" + otherAppID + "&secret=" + otherSecret
-	p, openIDs, unionIDs := startProgram(t, several(), "-sandbox"), make(map[string]bool), make(map[string]bool)
-	for _, test := range []struct {
-		errcode int
-		queries []string
-	}{
-		{queries: []string{first + grant + "a", second + grant + "b", first + grant + "the+code+is+a+mock+one",
-			first + grant + "sandbox:unionid=1", second + grant + "sandbox:unionid=1"}},
-		{errcode: 40163, queries: []string{first + grant + "a"}},
-		{errcode: 41002, queries: []string{"secret=x&js_code=c"}},
-		{errcode: 41004, queries: []string{"appid=x&js_code=c"}},
-		{errcode: 41008, queries: []string{"appid=x&secret=x"}},
-		{errcode: 40013, queries: []string{"appid=x&secret=" + testSecret + grant + "c"}},
-		{errcode: 40125, queries: []string{"appid=" + testAppID + "&secret=" + otherSecret + grant + "c"}},
-		{errcode: 40002, queries: []string{first + "&grant_type=client_credential&js_code=c"}},
-		{queries: []string{first + grant + "c"}}, // which these have not used up
-	} {
-		for _, query := range test.queries {
-			resp := must(http.Get(p.url + "/sns/jscode2session?" + query))
-			var got struct {
-				user
-				SessionKey string `json:"session_key"`
-				ErrCode    int
-				ErrMsg     string
-			}
-			must(0, json.NewDecoder(resp.Body).Decode(&got))
-			isUser := regexp.MustCompile(`^o[\w-]{27}$`).MatchString(got.OpenID) && got.SessionKey != ""
-			same(t, query, []any{resp.StatusCode, resp.Header.Get("Content-Type"), got.ErrCode, isUser},
-				[]any{200, "text/plain", test.errcode, test.errcode == 0})
-			same(t, got.ErrMsg, ridPattern.MatchString(got.ErrMsg), !isUser)
-			openIDs[got.OpenID], unionIDs[got.UnionID] = true, true
-		}
+	refused := func(errcode int) string {
+		return fmt.Sprintf(`200 text/plain {"errcode":%d,"errmsg":"refused by the sandbox, rid: …"}`, errcode)
 	}
-	page := must(http.Get(p.url + "/sns/jscode2session?" + first + grant + "sandbox:status=503"))
-	same(t, "page", []any{page.StatusCode, page.Header.Get("Content-Type")}, []any{503, "text/html"})
-	same(t, "openids, one of each AppID and none", len(openIDs), 3)
-	same(t, "unionids, one of both and none", len(unionIDs), 2)
+	user := `200 text/plain {"openid":"` + fakeID("openid", testAppID, "sandbox") + `","session_key":"o…"`
+	other := `200 text/plain {"openid":"` + fakeID("openid", otherAppID, "sandbox") + `","session_key":"o…"`
+	unionID := `,"unionid":"` + fakeID("unionid", "sandbox") + `"`
+	p := startProgram(t, several(), "-sandbox")
+	for _, test := range []struct{ query, want string }{
+		{query: first + grant + "a", want: user + "}"},
+		{query: second + grant + "b", want: other + "}"},
+		{query: first + grant + "a", want: refused(40163)},
+		{query: first + grant + "the+code+is+a+mock+one", want: user + "}"},
+		{query: first + grant + "sandbox:unionid=1", want: user + unionID + "}"},
+		{query: second + grant + "sandbox:unionid=1", want: other + unionID + "}"},
+		{query: "secret=x&js_code=c", want: refused(41002)},
+		{query: "appid=x&js_code=c", want: refused(41004)},
+		{query: "appid=x&secret=x", want: refused(41008)},
+		{query: "appid=x&secret=" + testSecret + grant + "c", want: refused(40013)},
+		{query: "appid=" + testAppID + "&secret=" + otherSecret + grant + "c", want: refused(40125)},
+		{query: first + "&grant_type=client_credential&js_code=c", want: refused(40002)},
+		{query: first + grant + "c", want: user + "}"}, // which these have not used up
+		{query: first + grant + "sandbox:status=503", want: "503 text/html <html>…</html>"},
+	} {
+		resp := must(http.Get(p.url + "/sns/jscode2session?" + test.query))
+		got := fmt.Sprintf("%d %s %s", resp.StatusCode, resp.Header.Get("Content-Type"), must(io.ReadAll(resp.Body)))
+		like(t, got, test.want+"\n")
+	}
 }
 
 // TestSandbox sends codes to the service, which asks the sandbox. A proxy is set that nobody runs.
 func TestSandbox(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "WX_BASE_URL": nobody}, "-sandbox")
-	users := make(map[string]string) // by openid
-	for _, row := range []string{    // a code, and whose openid it is, or error and errcode
-		"a → everybody", "a → code_used 40163", mockCode + " → everybody", mockCode + " → everybody",
-		"sandbox: → invalid_code 40029", "Sandbox:user=alice → everybody",
+	for _, row := range []string{ // a code, and whose openid it is, or error and errcode
+		"a → sandbox", "a → code_used 40163", mockCode + " → sandbox", mockCode + " → sandbox",
+		"sandbox: → invalid_code 40029", "Sandbox:user=alice → sandbox",
 		"sandbox:user=alice → alice", "sandbox:user=alice → alice",
-		"sandbox:unionid=1 → everybody with unionid", "sandbox:unionid=1&user=bob&delay=1ms → bob with unionid",
+		"sandbox:unionid=1 → sandbox with unionid", "sandbox:unionid=1&user=bob&delay=1ms → bob with unionid",
 		"sandbox:errcode=45011 → rate_limited 45011", "sandbox:errcode=1234567&user=bob → wechat_error 1234567",
 		"sandbox:status=502 → wechat_error 0", "sandbox:status=204&delay=1ms → wechat_error 0",
 		"sandbox:errcode=40029 → invalid_code 40029",
@@ -80,15 +68,14 @@ func TestSandbox(t *testing.T) {
 		"sandbox:status=99 → invalid_code 40029", "sandbox:delay=-1s → invalid_code 40029",
 	} {
 		code, want, _ := strings.Cut(row, " → ")
+		whose, hasUnionID := strings.CutSuffix(want, " with unionid")
 		got := post(t, p.url+"/openid", fmt.Sprintf(`{"code":%q}`, code))
-		is, whose := fmt.Sprint(got.Error, " ", got.ErrCode), strings.TrimSuffix(want, " with unionid")
-		if got.Error == "" {
-			users[got.OpenID] = cmp.Or(users[got.OpenID], whose)
-			is = users[got.OpenID]
+		is := fmt.Sprint(got.Error, " ", got.ErrCode)
+		if got.OpenID == fakeID("openid", testAppID, whose) {
+			is = whose
 		}
-		same(t, code, []any{is, strings.Contains(got.body, `"unionid":"o`)}, []any{whose, whose != want})
+		same(t, code, []any{is, strings.Contains(got.body, `"unionid":"o`)}, []any{whose, hasUnionID})
 	}
-	same(t, "users", len(users), 3)
 	shown := fakeID("openid", "wx0000000000000000", "sandbox") // without WX_APPID
 	for _, page := range []string{"README.md", "README.zh-CN.md", "docs/openapi.json"} {
 		same(t, page+" has "+shown, strings.Contains(string(must(os.ReadFile(page))), shown), true)
@@ -99,7 +86,7 @@ func TestSandbox(t *testing.T) {
 	same(t, "exit code", p.stop(), 0)
 	same(t, "standard output", p.out.String(), `curl -d "{\"code\":\"the code is a mock one\"}" `+p.url+"/openid\n")
 	log := p.log.String()
-	like(t, log, `…"WARN","msg":"this is a sandbox: …`)
+	like(t, log, `…"WARN","msg":"this is a sandbox: …"errcode":40163,"rid":"…`)
 	same(t, log, strings.Count(log, `"WARN","msg":"the sandbox does not know what a code asks for: after sandbox: `), 5)
 }
 
@@ -112,7 +99,7 @@ func TestCurlLine(t *testing.T) {
 }
 
 func TestSandboxMemory(t *testing.T) {
-	s := fakeWeChat(nil)
+	s := fakeWeChat(map[string]string{"WX_APPID": testAppID + "," + otherAppID}) // whose AppSecrets are made up
 	for i := range 2 * maxUsed {
 		same(t, i, []any{s.use(fmt.Sprint(i)), s.use(fmt.Sprint(i))}, []any{false, true})
 	}

@@ -64,12 +64,10 @@ func newPair(t testing.TB) (certFile, keyFile string) {
 	return a.write(t.TempDir(), a.cert)
 }
 
-// A bubble is the server's listener in a synctest bubble, where time passes only while all wait.
+// A bubble is the network of a server in a synctest bubble, where time passes only while all wait.
 type bubble struct {
-	net.Listener // is closed
-	conns        chan net.Conn
-	stop         <-chan struct{}
-	served       chan error
+	conns chan net.Conn
+	stop  <-chan struct{}
 }
 
 func (b *bubble) Accept() (net.Conn, error) {
@@ -81,23 +79,18 @@ func (b *bubble) Accept() (net.Conn, error) {
 	}
 }
 
-// startInBubble serves until ctx is done, with the handler given or its own.
-func startInBubble(t *testing.T, ctx context.Context, c config, h *handler) *bubble {
-	t.Helper()
-	c.addr, c.maxConns = "127.0.0.1:0", cmp.Or(c.maxConns, 10)
-	log := slog.New(slog.DiscardHandler)
+func (b *bubble) Close() error   { return nil }
+func (b *bubble) Addr() net.Addr { return &net.TCPAddr{} }
+
+// serve has the program serve until ctx is done. The channel returned has what it ends with.
+func (b *bubble) serve(ctx context.Context, c config) <-chan error {
+	c.addr = "127.0.0.1:0"
+	log, served := slog.New(slog.DiscardHandler), make(chan error)
 	l := must(listen(ctx, c, must(newCertificate(c, log))))
 	l.Listener.Close()
-	b := &bubble{Listener: l.Listener, conns: make(chan net.Conn), stop: ctx.Done(), served: make(chan error, 1)}
 	l.Listener = b
-	go func() {
-		if h == nil {
-			b.served <- serve(ctx, c, l, log, io.Discard)
-		} else {
-			b.served <- newServer(c, h, l, log).Serve(l)
-		}
-	}()
-	return b
+	go func() { served <- serve(ctx, c, l, log, io.Discard) }()
+	return served
 }
 
 // dial returns a connection to the server, on which text was sent.
@@ -114,11 +107,6 @@ const (
 	getHealthz = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 	halfBody   = "POST /openid HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n"
 )
-
-func readAnswer(t *testing.T, conn net.Conn) result {
-	t.Helper()
-	return read(t, must(http.ReadResponse(bufio.NewReader(conn), &http.Request{})))
-}
 
 // TestStop has a connection of some kind when the program is told to stop. An answer after that is the last.
 func TestStop(t *testing.T) {
@@ -138,13 +126,17 @@ func TestStop(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
-			b := startInBubble(t, ctx, config{timeout: 8 * time.Second}, nil)
+			b := &bubble{conns: make(chan net.Conn), stop: ctx.Done()}
+			served := b.serve(ctx, config{timeout: 8 * time.Second, maxConns: 1})
 			var conn net.Conn
+			isLast := func() bool {
+				return read(t, must(http.ReadResponse(bufio.NewReader(conn), &http.Request{}))).last
+			}
 			if test.dials {
 				conn = b.dial(t, test.sent)
 			}
 			if test.sent == getHealthz {
-				same(t, "the last answer", readAnswer(t, conn).last, false)
+				same(t, "the last answer", isLast(), false)
 			}
 			synctest.Wait()
 			start := time.Now()
@@ -152,29 +144,17 @@ func TestStop(t *testing.T) {
 			if test.late != "" {
 				time.Sleep(time.Second / 2)
 				io.WriteString(conn, test.late)
-				same(t, "the last answer", readAnswer(t, conn).last, true)
+				same(t, "the last answer", isLast(), true)
 			}
-			same(t, test, []any{<-b.served != nil, time.Since(start) > test.took}, []any{test.limited, false})
+			same(t, test, []any{<-served != nil, time.Since(start) > test.took}, []any{test.limited, false})
 		})
 	}
-}
-
-// TestStopCutsOff has the program say so, as half a body never becomes a whole one.
-func TestStopCutsOff(t *testing.T) {
-	t.Parallel()
-	p := startProgram(t, map[string]string{"WX_TIMEOUT": "10ms"}, "-sandbox")
-	sendRaw(t, p, halfBody+"{")
-	runToEnd(t.Context(), t, 0, map[string]string{"ADDR": p.addr}, "-healthy") // in its turn, and so after that
-	same(t, "exit code", p.stop(), 1)
-	same(t, "log", p.log.next(t, "stopped")["cause"], "requests that were still under way have been cut off")
 }
 
 // TestTimes has connections, and how long it takes until the server closes them. It asks its own sandbox, by itself.
 func TestTimes(t *testing.T) {
 	t.Parallel()
-	ask := func(code string) string {
-		return "GET " + wechatPath + "?" + first + grant + code + " HTTP/1.1\r\nHost: x\r\n\r\n"
-	}
+	const slow = "GET " + wechatPath + "?" + first + grant + "sandbox:delay=24h HTTP/1.1\r\nHost: x\r\n\r\n"
 	for _, test := range []struct {
 		parts  []string      // of the request
 		pause  time.Duration // behind each
@@ -195,13 +175,14 @@ func TestTimes(t *testing.T) {
 			logged: 14 * time.Second, closed: 28*time.Second + 65*time.Minute},
 		{parts: []string{strings.Replace(halfBody, "12", "28", 1), `{"code":"sandbox:delay=30s"}`},
 			want: `…{"openid":"o…`, logged: 30 * time.Second, closed: 30*time.Second + 65*time.Minute},
-		{parts: []string{ask("sandbox:delay=24h")}, want: `…"openid":"o…`, closed: 75 * time.Minute},
+		{parts: []string{slow}, want: `…"openid":"o…`, closed: 75 * time.Minute},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			log := &output{}
+			b, log := &bubble{conns: make(chan net.Conn), stop: t.Context().Done()}, &output{}
 			h := newHandler("http://wechat", log)
 			h.sandbox = fakeWeChat(credentials())
-			b := startInBubble(t, t.Context(), config{timeout: time.Minute}, h)
+			l := &listener{Listener: b, places: make(chan struct{}, 2), stop: b.stop}
+			go newServer(config{timeout: time.Minute}, h, l, h.log).Serve(l)
 			h.wechat.bases[0].dial = func(context.Context, string, string) (net.Conn, error) {
 				return b.dial(t, ""), nil
 			}
@@ -236,7 +217,8 @@ func TestMaxConns(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			c.timeout, c.maxConns = time.Minute, 2
-			b := startInBubble(t, ctx, c, nil)
+			b := &bubble{conns: make(chan net.Conn), stop: ctx.Done()}
+			served := b.serve(ctx, c)
 			dial := func() net.Conn {
 				conn := b.dial(t, sent)
 				go io.Copy(io.Discard, conn)
@@ -254,35 +236,36 @@ func TestMaxConns(t *testing.T) {
 			}
 			start := time.Now()
 			stop() // while it waits for a place
-			same(t, sent, []any{<-b.served, time.Since(start) > keepAlive/2}, []any{nil, false})
+			same(t, sent, []any{<-served, time.Since(start) > keepAlive/2}, []any{nil, false})
 		})
 	}
 }
 
-// TestHTTPS has good and bad handshakes, and load balancers' TCP checks, which send nothing.
+// TestHTTPS has good and bad handshakes, load balancers' TCP checks, which send nothing, and half a request, which a stop
+// cuts off.
 func TestHTTPS(t *testing.T) {
 	t.Parallel()
 	cert, key := newPair(t)
-	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key))
+	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key, "WX_TIMEOUT", "10ms"))
 	for version, want := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true} {
 		c := &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version}
 		conn, err := tls.Dial("tcp", p.addr, c)
 		if same(t, version, err == nil, want); want {
-			conn.Close()
+			io.WriteString(conn, halfBody)
+			t.Cleanup(func() { conn.Close() })
 		}
 	}
 	sendRaw(t, p, "").Close()
 	reset := sendRaw(t, p, "")
 	reset.SetLinger(0)
 	reset.Close()
-	sendRaw(t, p, "").CloseWrite()
 	// In its turn, and so after those:
 	runToEnd(t.Context(), t, 0, map[string]string{"ADDR": p.addr, "TLS_CERT": cert}, "-healthy")
 	for _, end := range []string{"i/o timeout", "An existing connection was forcibly closed by the remote host."} {
 		fmt.Fprintln(serverLog{newLogger(p.log)}, "http: TLS handshake error from x:", end)
 	}
-	p.stop()
-	like(t, p.log.String(), `…"WARN","msg":"http: TLS handshake error…`)
+	same(t, "exit code", p.stop(), 1)
+	like(t, p.log.String(), `…"WARN","msg":"http: TLS handshake error…"stopped","cause":"requests that were still under …`)
 	same(t, p.log, strings.Count(p.log.String(), "WARN"), 1)
 }
 
@@ -290,21 +273,22 @@ func TestHTTPS(t *testing.T) {
 func TestCertificate(t *testing.T) {
 	t.Setenv("GODEBUG", "x509keypairleaf=0") // no certificate comes with its Leaf
 	a, dir := newAuthority(t), t.TempDir()
-	at := func(year, hour int) time.Time { return time.Date(year, 1, 1, hour, 0, 0, 0, time.UTC) } // now is 2000
-	leaf := func(from, to time.Time) *x509.Certificate {
-		return a.sign(t, &x509.Certificate{NotBefore: from, NotAfter: to})
+	leaf := func(year, hour int, life time.Duration) *x509.Certificate {
+		end := time.Date(year, 1, 1, hour, 0, 0, 0, time.UTC) // now is 2000
+		return a.sign(t, &x509.Certificate{NotBefore: end.Add(-life), NotAfter: end})
 	}
 	chain := func(certs ...*x509.Certificate) []*x509.Certificate { return certs }
-	expired, long := leaf(at(1998, 0), at(1999, 0)), leaf(at(1999, 0), at(2002, 0))
-	short, soon := leaf(at(2000, 0), at(2000, 3)), leaf(at(1999, 0), at(2000, 2))
+	const hour, year = time.Hour, 365 * 24 * time.Hour
+	expired, long := leaf(1999, 0, year), leaf(2002, 0, 3*year)
+	short, soon := leaf(2000, 3, 3*hour), leaf(2000, 2, year)
 	certFile, keyFile := a.write(dir, expired)
 	const refuse = "so phones refuse it: "
 	const broken = `…level=ERROR msg="the old certificate stays in use" cause="TLS_CERT and TLS_KEY cannot be used (…`
 	synctest.Test(t, func(t *testing.T) {
 		log, want, before := &output{}, expired, 0
 		c := must(newCertificate(config{tlsCert: certFile, tlsKey: keyFile}, slog.New(slog.NewTextHandler(log, nil))))
-		ctx, cancel := context.WithCancel(t.Context())
-		defer must(listen(ctx, config{addr: "127.0.0.1:0"}, c)).Close()
+		t.Cleanup(func() { time.Sleep(certInterval) }) // until it looks no more
+		must(listen(t.Context(), config{addr: "127.0.0.1:0"}, c)).Close()
 		time.Sleep(time.Second) // the files change between two looks
 		for n, step := range []struct {
 			after  time.Duration
@@ -336,7 +320,5 @@ func TestCertificate(t *testing.T) {
 			same(t, n, strings.Count(logged, "\n"), min(1, len(step.logged)))
 			before += len(logged)
 		}
-		cancel()
-		time.Sleep(certInterval)
 	})
 }
