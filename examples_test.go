@@ -47,10 +47,7 @@ func testExample(t *testing.T, command []string) {
 		"id-broken": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		"id-html":   say("<html>"),
 		"id-nobody": say(`{"unionid":"u"}`),
-		"id-full": func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(http.StatusTooManyRequests)
-			io.WriteString(w, `{"error":"忙"}`)
-		},
+		"id-full":   func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"error":"忙"}`, 429) },
 	}
 	asked := &output{}
 	wxopenid := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

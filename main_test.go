@@ -199,7 +199,6 @@ func (o *output) next(t testing.TB, msg string) map[string]any {
 func TestEnds(t *testing.T) {
 	cert, key := newPair(t)
 	plain := startProgram(t, credentials()).addr
-	secure := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key)).addr
 	other := strings.TrimPrefix(newWeChat(t, http.NotFound), "http://")
 	ctx, interrupt := context.WithCancel(t.Context())
 	by := func(handler http.HandlerFunc, env map[string]string) map[string]string {
@@ -241,7 +240,6 @@ func TestEnds(t *testing.T) {
 		{args: "-check", env: by(nil, credentials("TLS_CERT", "x", "TLS_KEY", "x")), stderr: "TLS_CERT" + unread},
 
 		{args: "-healthy", env: credentials("ADDR", plain, "WX_TIMEOUT", "not looked at")},
-		{args: "-healthy", env: credentials("ADDR", secure, "TLS_CERT", cert)},
 		{args: "-healthy", env: credentials("ADDR", "127.0.0.1:1"), stderr: start},
 		{args: "-healthy", env: credentials("ADDR", other),
 			stderr: strings.Replace(start, "…", "another program is there, and says 404 Not Found", 1)},

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -16,66 +17,58 @@ func fakeWeChat(env map[string]string) *sandbox {
 }
 
 const (
-	first = "appid=" + testAppID + "&secret=" + testSecret
 	grant = "&grant_type=authorization_code&js_code="
+	first = "appid=" + testAppID + "&secret=" + testSecret + grant
 )
 
 // TestSandboxAsWeChat asks the fake WeChat itself, as another program may.
 func TestSandboxAsWeChat(t *testing.T) {
-	const second = "appid=" + otherAppID + "&secret=" + otherSecret
+	const second = "appid=" + otherAppID + "&secret=" + otherSecret + grant
+	user := func(appID, name, more string) string {
+		return `200 text/plain {"openid":"` + fakeID("openid", appID, name) + `","session_key":"o…"` + more + "}\n"
+	}
 	refused := func(errcode int) string {
-		return fmt.Sprintf(`200 text/plain {"errcode":%d,"errmsg":"refused by the sandbox, rid: …"}`, errcode)
+		return fmt.Sprintf(`200 text/plain {"errcode":%d,"errmsg":"refused by the sandbox, rid: …"}`+"\n", errcode)
 	}
-	user := `200 text/plain {"openid":"` + fakeID("openid", testAppID, "sandbox") + `","session_key":"o…"`
-	other := `200 text/plain {"openid":"` + fakeID("openid", otherAppID, "sandbox") + `","session_key":"o…"`
-	unionID := `,"unionid":"` + fakeID("unionid", "sandbox") + `"`
+	unionID, bobs := `,"unionid":"`+fakeID("unionid", "sandbox")+`"`, `,"unionid":"`+fakeID("unionid", "bob")+`"`
 	p := startProgram(t, several(), "-sandbox")
-	for _, test := range []struct{ query, want string }{
-		{query: first + grant + "a", want: user + "}"},
-		{query: second + grant + "b", want: other + "}"},
-		{query: first + grant + "a", want: refused(40163)},
-		{query: first + grant + "the+code+is+a+mock+one", want: user + "}"},
-		{query: first + grant + "sandbox:unionid=1", want: user + unionID + "}"},
-		{query: second + grant + "sandbox:unionid=1", want: other + unionID + "}"},
-		{query: "secret=x&js_code=c", want: refused(41002)},
-		{query: "appid=x&js_code=c", want: refused(41004)},
-		{query: "appid=x&secret=x", want: refused(41008)},
-		{query: "appid=x&secret=" + testSecret + grant + "c", want: refused(40013)},
-		{query: "appid=" + testAppID + "&secret=" + otherSecret + grant + "c", want: refused(40125)},
-		{query: first + "&grant_type=client_credential&js_code=c", want: refused(40002)},
-		{query: first + grant + "c", want: user + "}"}, // which these have not used up
-		{query: first + grant + "sandbox:status=503", want: "503 text/html <html>…</html>"},
+	for _, test := range []struct{ query, codes, want string }{
+		{query: first, codes: "a|Sandbox:user=bob", want: user(testAppID, "sandbox", "")},
+		{query: first, codes: "a|Sandbox:user=bob", want: refused(40163)},
+		{query: first, codes: mockCode + "|" + mockCode, want: user(testAppID, "sandbox", "")},
+		{query: second, codes: "b|sandbox:delay=1ms", want: user(otherAppID, "sandbox", "")},
+		{query: first, codes: "sandbox:user=bob|sandbox:user=bob", want: user(testAppID, "bob", "")},
+		{query: first, codes: "sandbox:unionid=1", want: user(testAppID, "sandbox", unionID)},
+		{query: second, codes: "sandbox:unionid=1", want: user(otherAppID, "sandbox", unionID)},
+		{query: second, codes: "sandbox:unionid=1&user=bob&delay=1ms", want: user(otherAppID, "bob", bobs)},
+		{query: "secret=x&js_code=", codes: "c", want: refused(41002)},
+		{query: "appid=x&js_code=", codes: "c", want: refused(41004)},
+		{query: "appid=x&secret=x&js_code=", want: refused(41008)},
+		{query: "appid=x&secret=" + testSecret + grant, codes: "c", want: refused(40013)},
+		{query: strings.Replace(first, testSecret, otherSecret, 1), codes: "c|sandbox:user=bob", want: refused(40125)},
+		{query: strings.Replace(first, "authorization_code", "x", 1), codes: "c", want: refused(40002)},
+		{query: first, codes: "c", want: user(testAppID, "sandbox", "")}, // which these have not used up
+		{query: first, codes: "sandbox:errcode=1234567&user=bob", want: refused(1234567)},
+		{query: first, codes: "sandbox:status=503", want: "503 text/html <html>…</html>\n"},
+		{query: first, codes: "sandbox:status=204&delay=1ms", want: "204 text/html "},
+		{query: first, codes: "sandbox:|sandbox:color=red|sandbox:errcode=many|sandbox:status=99|sandbox:delay=-1s",
+			want: refused(40029)},
 	} {
-		resp := must(http.Get(p.url + "/sns/jscode2session?" + test.query))
-		got := fmt.Sprintf("%d %s %s", resp.StatusCode, resp.Header.Get("Content-Type"), must(io.ReadAll(resp.Body)))
-		like(t, got, test.want+"\n")
+		for code := range strings.SplitSeq(test.codes, "|") {
+			resp := must(http.Get(p.url + "/sns/jscode2session?" + test.query + url.QueryEscape(code)))
+			body := must(io.ReadAll(resp.Body))
+			like(t, fmt.Sprintf("%d %s %s", resp.StatusCode, resp.Header.Get("Content-Type"), body), test.want)
+		}
 	}
+	log := p.log.String()
+	same(t, log, strings.Count(log, `"WARN","msg":"the sandbox does not know what a code asks for: after sandbox: `), 5)
 }
 
-// TestSandbox sends codes to the service, which asks the sandbox. A proxy is set that nobody runs.
+// TestSandbox has the service ask the sandbox. A proxy is set that nobody runs.
 func TestSandbox(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "WX_BASE_URL": nobody}, "-sandbox")
-	for _, row := range []string{ // a code, and whose openid it is, or error and errcode
-		"a → sandbox", "a → code_used 40163", mockCode + " → sandbox", mockCode + " → sandbox",
-		"sandbox: → invalid_code 40029", "Sandbox:user=alice → sandbox",
-		"sandbox:user=alice → alice", "sandbox:user=alice → alice",
-		"sandbox:unionid=1 → sandbox with unionid", "sandbox:unionid=1&user=bob&delay=1ms → bob with unionid",
-		"sandbox:errcode=45011 → rate_limited 45011", "sandbox:errcode=1234567&user=bob → wechat_error 1234567",
-		"sandbox:status=502 → wechat_error 0", "sandbox:status=204&delay=1ms → wechat_error 0",
-		"sandbox:errcode=40029 → invalid_code 40029",
-		"sandbox:color=red → invalid_code 40029", "sandbox:errcode=many → invalid_code 40029",
-		"sandbox:status=99 → invalid_code 40029", "sandbox:delay=-1s → invalid_code 40029",
-	} {
-		code, want, _ := strings.Cut(row, " → ")
-		whose, hasUnionID := strings.CutSuffix(want, " with unionid")
-		got := post(t, p.url+"/openid", fmt.Sprintf(`{"code":%q}`, code))
-		is := fmt.Sprint(got.Error, " ", got.ErrCode)
-		if got.OpenID == fakeID("openid", testAppID, whose) {
-			is = whose
-		}
-		same(t, code, []any{is, strings.Contains(got.body, `"unionid":"o`)}, []any{whose, hasUnionID})
-	}
+	same(t, "openid", post(t, p.url+"/openid", `{"code":"x"}`).OpenID, fakeID("openid", testAppID, "sandbox"))
 	shown := fakeID("openid", "wx0000000000000000", "sandbox") // without WX_APPID
 	for _, page := range []string{"README.md", "README.zh-CN.md", "docs/openapi.json"} {
 		same(t, page+" has "+shown, strings.Contains(string(must(os.ReadFile(page))), shown), true)
@@ -85,9 +78,7 @@ func TestSandbox(t *testing.T) {
 		": the code asks the sandbox for errcode 40029, or for something unknown, which the log explains.")
 	same(t, "exit code", p.stop(), 0)
 	same(t, "standard output", p.out.String(), `curl -d "{\"code\":\"the code is a mock one\"}" `+p.url+"/openid\n")
-	log := p.log.String()
-	like(t, log, `…"WARN","msg":"this is a sandbox: …"errcode":40163,"rid":"…`)
-	same(t, log, strings.Count(log, `"WARN","msg":"the sandbox does not know what a code asks for: after sandbox: `), 5)
+	like(t, p.log.String(), `…"WARN","msg":"this is a sandbox: …"errcode":40029,"rid":"…`)
 }
 
 func TestCurlLine(t *testing.T) {

@@ -154,7 +154,7 @@ func TestStop(t *testing.T) {
 // TestTimes has connections, and how long it takes until the server closes them. It asks its own sandbox, by itself.
 func TestTimes(t *testing.T) {
 	t.Parallel()
-	const slow = "GET " + wechatPath + "?" + first + grant + "sandbox:delay=24h HTTP/1.1\r\nHost: x\r\n\r\n"
+	const slow = "GET " + wechatPath + "?" + first + "sandbox:delay=24h HTTP/1.1\r\nHost: x\r\n\r\n"
 	for _, test := range []struct {
 		parts  []string      // of the request
 		pause  time.Duration // behind each
@@ -224,15 +224,14 @@ func TestMaxConns(t *testing.T) {
 				go io.Copy(io.Discard, conn)
 				return conn
 			}
-			first, second := dial(), dial()
+			conns := []net.Conn{dial(), dial()}
 			for range 3 { // places are given back, and each once
-				var third net.Conn
-				go func() { third = dial() }()
+				go func() { conns = append(conns, dial()) }()
 				synctest.Wait()
-				same(t, "third of two", third, nil)
-				first.Close()
+				same(t, "connections", len(conns), 2)
+				conns[0].Close()
 				synctest.Wait()
-				first, second = second, third
+				conns = conns[1:]
 			}
 			start := time.Now()
 			stop() // while it waits for a place
@@ -241,8 +240,8 @@ func TestMaxConns(t *testing.T) {
 	}
 }
 
-// TestHTTPS has good and bad handshakes, load balancers' TCP checks, which send nothing, and half a request, which a stop
-// cuts off.
+// TestHTTPS has good and bad handshakes, load balancers' TCP checks, which send nothing, and half a request, which is
+// cut off in the end.
 func TestHTTPS(t *testing.T) {
 	t.Parallel()
 	cert, key := newPair(t)
@@ -265,7 +264,7 @@ func TestHTTPS(t *testing.T) {
 		fmt.Fprintln(serverLog{newLogger(p.log)}, "http: TLS handshake error from x:", end)
 	}
 	same(t, "exit code", p.stop(), 1)
-	like(t, p.log.String(), `…"WARN","msg":"http: TLS handshake error…"stopped","cause":"requests that were still under …`)
+	like(t, p.log.String(), `…"WARN","msg":"http: TLS handshake error…"stopped","cause":"requests that were still …`)
 	same(t, p.log, strings.Count(p.log.String(), "WARN"), 1)
 }
 
