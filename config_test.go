@@ -36,9 +36,11 @@ func urls(list string) (urls []*url.URL) {
 }
 
 func TestSettings(t *testing.T) {
+	none := func(*config) {}
 	swapped := func(c *config) { c.appSecrets = []string{otherSecret, testSecret} }
+	asking := func(list string) func(*config) { return func(c *config) { c.baseURLs = urls(list) } }
 	for settings, differs := range map[string]func(*config){ // from the defaults
-		strings.Join(settingNames[2:], "=|") + "=": func(*config) {},
+		strings.Join(settingNames[2:], "=|") + "=": none,
 
 		"WX_APPSECRET=" + otherSecret + " , " + testSecret:                                swapped,
 		"@WX_APPSECRET_FILE=\ufeff\t" + otherSecret + "\r\n \n\ufeff" + testSecret + "\n": swapped,
@@ -48,18 +50,13 @@ func TestSettings(t *testing.T) {
 		"WX_TIMEOUT=60m":               func(c *config) { c.timeout = time.Hour },
 		"MAX_INFLIGHT=1|MAX_CONNS=2":   func(c *config) { c.maxInflight, c.maxConns = 1, 2 },
 		"TLS_CERT=证\u3000 1|TLS_KEY=k": func(c *config) { c.tlsCert, c.tlsKey = "证\u3000 1", "k" },
+		"WX_BASE_URL=x|HTTPS_PROXY=:":  func(c *config) { c.sandbox, c.addr, c.baseURLs = true, "127.0.0.1:2020", nil },
 
-		"WX_BASE_URL=https://x:8443/wx/ , https://[2001:db8::1]/a/b,HTTPS://x": func(c *config) {
-			c.baseURLs = urls("https://x:8443/wx/,https://[2001:db8::1]/a/b,https://x")
-		},
-		"ALL_PROXY=x|https_proxy=socks5h://u:p@127.0.0.1:1/": func(*config) {},
-		"ALL_PROXY=x|HTTPS_PROXY=127.0.0.1:1|HTTP_PROXY=x:y": func(*config) {},
-		"WX_BASE_URL=http://127.1.2.3,http://localhost,https://[::1]|HTTP_PROXY=x:y|HTTPS_PROXY=x:y": func(c *config) {
-			c.baseURLs = urls("http://127.1.2.3,http://localhost,https://[::1]")
-		},
-		"WX_BASE_URL=not one|HTTPS_PROXY=not one": func(c *config) {
-			c.sandbox, c.addr, c.baseURLs = true, "127.0.0.1:2020", nil
-		},
+		"WX_BASE_URL=https://x:8443/a/ , HTTPS://[2001:db8::1]/b": asking("https://x:8443/a/,https://[2001:db8::1]/b"),
+		"WX_BASE_URL=http://127.1.2.3,http://localhost,https://[::1]|HTTP_PROXY=x:y|HTTPS_PROXY=x:y": asking(
+			"http://127.1.2.3,http://localhost,https://[::1]"),
+		"ALL_PROXY=x|https_proxy=socks5h://u:p@127.0.0.1:1/": none,
+		"ALL_PROXY=x|HTTPS_PROXY=127.0.0.1:1|HTTP_PROXY=x:y": none,
 	} {
 		want := config{appIDs: []string{testAppID, otherAppID}, appSecrets: []string{testSecret, otherSecret},
 			addr: ":2020", baseURLs: urls(wechatURLs), timeout: 5 * time.Second, maxInflight: 1024, maxConns: 10_000}
@@ -82,9 +79,8 @@ func TestOddSettings(t *testing.T) {
 			"ADDR=:1\u00a0", "TLS_KEY=x|TLS_CERT=hunter2\x7f"},
 		"has a comment behind it: put the comment on a line of its own": {"WX_APPID=hunter2 # my app, x",
 			"WX_APPSECRET=hunter2, # x", "WX_TIMEOUT=5s\t#hunter2"},
-		"holds ${…}, which nothing has replaced: write the value itself": {"WX_APPSECRET=${hunter2}",
-			"TLS_KEY=x|TLS_CERT=${hunter2}"},
-		"holds white space, a space or a line break: remove it": {"WX_APPID=hunter2 x", "ADDR=hunter2\n:1"},
+		"holds ${…}, which nothing has replaced: write the value itself": {"TLS_KEY=x|TLS_CERT=${hunter2}"},
+		"holds white space, a space or a line break: remove it":          {"WX_APPID=hunter2 x", "ADDR=hunter2\n:1"},
 		"ends in a Windows line end (CR): save the file that it comes from with LF line ends": {"MAX_CONNS=\r",
 			"WX_APPSECRET=\"hunter2\"\r", "TLS_KEY=x|TLS_CERT=hunter2\r\n", "HTTPS_PROXY=http://hunter2:1\r"},
 		"has quotes around it: remove them": {`WX_APPSECRET="hunter2"`, "WX_APPID=“hunter2”", "ADDR=`hunter2`",

@@ -82,15 +82,16 @@ func (b *bubble) Accept() (net.Conn, error) {
 func (b *bubble) Close() error   { return nil }
 func (b *bubble) Addr() net.Addr { return &net.TCPAddr{} }
 
-// serve has the program serve until ctx is done. The channel returned has what it ends with.
-func (b *bubble) serve(ctx context.Context, c config) <-chan error {
+// startInBubble has the program serve until ctx is done. The channel has what that ends with.
+func startInBubble(ctx context.Context, c config) (*bubble, <-chan error) {
+	b, served := &bubble{conns: make(chan net.Conn), stop: ctx.Done()}, make(chan error)
 	c.addr = "127.0.0.1:0"
-	log, served := slog.New(slog.DiscardHandler), make(chan error)
+	log := slog.New(slog.DiscardHandler)
 	l := must(listen(ctx, c, must(newCertificate(c, log))))
 	l.Listener.Close()
 	l.Listener = b
 	go func() { served <- serve(ctx, c, l, log, io.Discard) }()
-	return served
+	return b, served
 }
 
 // dial returns a connection to the server, on which text was sent.
@@ -126,8 +127,7 @@ func TestStop(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
-			b := &bubble{conns: make(chan net.Conn), stop: ctx.Done()}
-			served := b.serve(ctx, config{timeout: 8 * time.Second, maxConns: 1})
+			b, served := startInBubble(ctx, config{timeout: 8 * time.Second, maxConns: 1})
 			var conn net.Conn
 			isLast := func() bool {
 				return read(t, must(http.ReadResponse(bufio.NewReader(conn), &http.Request{}))).last
@@ -217,8 +217,7 @@ func TestMaxConns(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			c.timeout, c.maxConns = time.Minute, 2
-			b := &bubble{conns: make(chan net.Conn), stop: ctx.Done()}
-			served := b.serve(ctx, c)
+			b, served := startInBubble(ctx, c)
 			dial := func() net.Conn {
 				conn := b.dial(t, sent)
 				go io.Copy(io.Discard, conn)
@@ -277,11 +276,10 @@ func TestCertificate(t *testing.T) {
 		return a.sign(t, &x509.Certificate{NotBefore: end.Add(-life), NotAfter: end})
 	}
 	chain := func(certs ...*x509.Certificate) []*x509.Certificate { return certs }
-	const hour, year = time.Hour, 365 * 24 * time.Hour
+	const year = 365 * 24 * time.Hour
 	expired, long := leaf(1999, 0, year), leaf(2002, 0, 3*year)
-	short, soon := leaf(2000, 3, 3*hour), leaf(2000, 2, year)
+	short, soon := leaf(2000, 3, 3*time.Hour), leaf(2000, 2, year)
 	certFile, keyFile := a.write(dir, expired)
-	const refuse = "so phones refuse it: "
 	const broken = `…level=ERROR msg="the old certificate stays in use" cause="TLS_CERT and TLS_KEY cannot be used (…`
 	synctest.Test(t, func(t *testing.T) {
 		log, want, before := &output{}, expired, 0
@@ -294,17 +292,17 @@ func TestCertificate(t *testing.T) {
 			certs  []*x509.Certificate // or the key is broken
 			logged string
 		}{
-			{certs: chain(expired), logged: "…WARN…TLS_CERT expired on 1999-01-01 00:00:00 UTC, " + refuse + "renew…"},
+			{certs: chain(expired), logged: "…WARN…TLS_CERT expired on 1999-01-01 00:00:00 UTC, so phones refuse it…"},
 			{certs: chain(long, a.cert)},
 			{logged: broken},
 			{certs: chain(long, a.cert)},
 			{logged: broken},
-			{certs: chain(long), logged: "…WARN…TLS_CERT has no intermediate certificate, " + refuse + "use…"},
+			{certs: chain(long), logged: "…WARN…TLS_CERT has no intermediate certificate, so phones refuse it: use…"},
 			{certs: chain(a.cert)}, // self-signed
 			{certs: chain(short, a.cert)},
 			{certs: chain(soon, a.cert), logged: "…WARN…TLS_CERT expires on 2000-01-01 02:00:00 UTC: renew it…"},
 			{certs: chain(soon, a.cert), after: 2 * time.Hour,
-				logged: "…WARN…TLS_CERT expired on 2000-01-01 02:00:00 UTC, " + refuse + "renew it…"},
+				logged: "…WARN…TLS_CERT expired on 2000-01-01 02:00:00 UTC, so phones refuse it: renew it…"},
 		} {
 			if step.certs != nil {
 				a.write(dir, step.certs...)
