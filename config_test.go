@@ -13,7 +13,6 @@ import (
 
 // load loads settings, NAME=value|NAME=value, over those of two AppIDs. @NAME is the content of a file, not its name.
 func load(t *testing.T, settings string, sandbox bool) (config, string) {
-	t.Helper()
 	env := several()
 	for setting := range strings.SplitSeq(settings, "|") {
 		name, value, _ := strings.Cut(setting, "=")

@@ -96,7 +96,6 @@ func startInBubble(ctx context.Context, c config) (*bubble, <-chan error) {
 
 // dial returns a connection to the server, on which text was sent.
 func (b *bubble) dial(t *testing.T, text string) net.Conn {
-	t.Helper()
 	conn, theirs := net.Pipe()
 	b.conns <- theirs
 	t.Cleanup(func() { conn.Close() })
@@ -247,11 +246,8 @@ func TestHTTPS(t *testing.T) {
 	p := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key, "WX_TIMEOUT", "10ms"))
 	for version, want := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true} {
 		c := &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version}
-		conn, err := tls.Dial("tcp", p.addr, c)
-		if same(t, version, err == nil, want); want {
-			io.WriteString(conn, halfBody)
-			t.Cleanup(func() { conn.Close() })
-		}
+		_, err := io.WriteString(tls.Client(sendRaw(t, p, ""), c), halfBody)
+		same(t, version, err == nil, want)
 	}
 	sendRaw(t, p, "").Close()
 	reset := sendRaw(t, p, "")
