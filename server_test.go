@@ -84,7 +84,7 @@ func (b *bubble) Addr() net.Addr { return &net.TCPAddr{} }
 
 // startInBubble has the program serve until ctx is done. The channel has what that ends with.
 func startInBubble(ctx context.Context, c config) (*bubble, <-chan error) {
-	b, served := &bubble{conns: make(chan net.Conn), stop: ctx.Done()}, make(chan error)
+	b, served := &bubble{conns: make(chan net.Conn), stop: ctx.Done()}, make(chan error, 1)
 	c.addr = "127.0.0.1:0"
 	log := slog.New(slog.DiscardHandler)
 	l := must(listen(ctx, c, must(newCertificate(c, log))))
@@ -259,7 +259,8 @@ func TestHTTPS(t *testing.T) {
 		fmt.Fprintln(serverLog{newLogger(p.log)}, "http: TLS handshake error from x:", end)
 	}
 	same(t, "exit code", p.stop(), 1)
-	like(t, p.log.String(), `…"WARN","msg":"http: TLS handshake error…"stopped","cause":"requests that were still …`)
+	like(t, p.log.String(), `…"WARN","msg":"http: TLS handshake error…"ERROR","msg":"stopped",`+
+		`"cause":"requests that were still under way have been cut off"}`+"\n")
 	same(t, p.log, strings.Count(p.log.String(), "WARN"), 1)
 }
 
