@@ -94,7 +94,8 @@ func TestOddSettings(t *testing.T) {
 		"holds an AppSecret: write the AppID there (wx and 16 of 0-9a-f), …": {"WX_APPID=hunter2, " + otherSecret},
 		"holds the same AppID twice: write each once":                        {"WX_APPID=hunter2 ,hunter2"},
 		"has another number of entries than WX_APPID (1 and 2): write one AppSecret for each AppID, …": {
-			"@WX_APPSECRET_FILE=hunter2", "WX_APPSECRET=hunter2"},
+			"@WX_APPSECRET_FILE=hunter2"},
+		"has another number of entries than WX_APPID (3 and 2): …": {"WX_APPSECRET=a,b,hunter2"},
 		"has an empty entry: write a value there, and no comma at the end": {"WX_APPID=a,,b", "WX_APPSECRET=hunter2, ",
 			"WX_BASE_URL=,https://hunter2"},
 		"is not a listen address: write host:port or :port, as in …":       {"ADDR=hunter2", "ADDR=:hunter2"},
