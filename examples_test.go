@@ -43,11 +43,14 @@ func TestExamples(t *testing.T) {
 
 func testExample(t *testing.T, command []string) {
 	service := newHandler(newWeChat(t, fakeWeChat(credentials()).ServeHTTP), io.Discard)
+	full := func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, `{"error":"忙"}`, http.StatusTooManyRequests)
+	}
 	replies := map[string]http.HandlerFunc{ // by request id: what something before the service does
 		"id-broken": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		"id-html":   say("<html>"),
 		"id-nobody": say(`{"unionid":"u"}`),
-		"id-full":   func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"error":"忙"}`, 429) },
+		"id-full":   full,
 	}
 	asked := &output{}
 	wxopenid := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
