@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -43,14 +42,13 @@ func TestExamples(t *testing.T) {
 
 func testExample(t *testing.T, command []string) {
 	service := newHandler(newWeChat(t, fakeWeChat(credentials()).ServeHTTP), io.Discard)
-	full := func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, `{"error":"忙"}`, http.StatusTooManyRequests)
-	}
 	replies := map[string]http.HandlerFunc{ // by request id: what something before the service does
 		"id-broken": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		"id-html":   say("<html>"),
 		"id-nobody": say(`{"unionid":"u"}`),
-		"id-full":   full,
+		"id-full": func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, `{"error":"忙"}`, http.StatusTooManyRequests)
+		},
 	}
 	asked := &output{}
 	wxopenid := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -116,12 +114,12 @@ func testExample(t *testing.T, command []string) {
 func startExample(t *testing.T, command []string, wxopenid string) (url string, stop func() string) {
 	port := strconv.Itoa(10000 + rand.IntN(20000)) // none that the system gives to a connection meanwhile
 	address := "127.0.0.1:" + port
-	var log bytes.Buffer
+	log := &output{}
 	for i, word := range command {
 		command[i] = strings.Replace(word, "ADDRESS", address, 1)
 	}
 	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), "PORT="+port, "WXOPENID_URL="+wxopenid,
 		"http_proxy="+nobody, "HTTP_PROXY="+nobody, "ALL_PROXY="+nobody, "PYTHONUNBUFFERED=")
 	must(0, cmd.Start())
@@ -150,8 +148,7 @@ func TestMiniProgram(t *testing.T) {
 		"cutoff":  startProgram(t, credentials("WX_BASE_URL", nobody)).url,
 	}))
 	output, err := exec.Command("node", "testdata/miniprogram/test.js", string(services)).CombinedOutput()
-	t.Logf("%s", output)
-	same(t, "node", err, nil)
+	same(t, string(output), err, nil)
 }
 
 // TestBackEndOfReadmes wants the READMEs to show examples/backend.js as it is.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -141,16 +142,6 @@ func (p *program) start(t testing.TB) *program {
 	return p
 }
 
-// runToEnd runs the program where it ends by itself, with the exit code wanted.
-func runToEnd(ctx context.Context, t *testing.T, want int, env map[string]string, args string) (stdout, stderr string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	var out, log bytes.Buffer
-	same(t, "exit code of "+args, run(ctx, strings.Fields(args), getenv(env), &out, &log), want)
-	return out.String(), log.String()
-}
-
 // An output keeps what is written to it. next reads it line by line.
 type output struct {
 	mu   sync.Mutex
@@ -194,17 +185,19 @@ func (o *output) next(t testing.TB, msg string) map[string]any {
 	return nil
 }
 
-// TestEnds has all the ways in which the program ends by itself, but for bad settings.
+// TestEnds has the ways in which the program ends by itself. It does so in a folder of its own, for the file .env.
 func TestEnds(t *testing.T) {
+	t.Chdir(t.TempDir())
 	cert, key := newPair(t)
 	plain := startProgram(t, credentials()).addr
-	other := strings.TrimPrefix(newWeChat(t, http.NotFound), "http://")
-	ctx, interrupt := context.WithCancel(t.Context())
+	secure := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key)).addr
+	ctx, interrupt := context.WithTimeout(t.Context(), time.Minute)
 	by := func(handler http.HandlerFunc, env map[string]string) map[string]string {
 		env["WX_BASE_URL"], env["ADDR"] = newWeChat(t, handler), plain // -check opens no listener
 		return env
 	}
 	last := func(w http.ResponseWriter, r *http.Request) { interrupt(); hang(w, r) }
+	none := map[string]string{"WX_APPID": "", "ADDR": ""}
 	const (
 		refused  = "wxopenid takes one flag, such as -sandbox, and no other word. Settings are environment variables, …"
 		accepted = "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"
@@ -213,18 +206,18 @@ func TestEnds(t *testing.T) {
 		noPort   = "ADDR: …: stop the other program there, or set another ADDR, an address of this machine with a …\n"
 		unread   = " cannot be read (…): name a PEM file that this user may read\n"
 		unusable = "TLS_CERT and TLS_KEY cannot be used (…): use PEM files, leaf first, without password\n"
+		noSecret = "WX_APPSECRET is not set: set it, or WX_APPSECRET_FILE to a file that holds it" + trySandbox + "\n"
+		noDotEnv = ".env cannot be read (…): let this user read it, or move it away\n"
 	)
 	system := " (" + runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH + ")\n"
 	for _, test := range []struct {
 		args           string // between "|", each alone
 		env            map[string]string
-		code           int // or, if anything is said on standard error, 1
+		file, content  string // that is in the folder from then on
+		code           int    // or, if anything is said on standard error, 1
 		stdout, stderr string
 	}{
-		{args: "-version|--version", stdout: "wxopenid …" + system},
-		{args: "-h", stdout: usage + settingsHelp},
 		{args: "-sandbx|hunter2|-check=false|-sandbox hunter2|-sandbox -check|--", code: 2, stderr: refused},
-
 		{args: "-check", env: by(refuse(40029), credentials()), stdout: accepted},
 		{args: "-check", env: by(refuse(40163), credentials()), stdout: accepted},
 		{args: "-check", env: by(fakeWeChat(several()).ServeHTTP, several()), stdout: accepted + second},
@@ -239,8 +232,9 @@ func TestEnds(t *testing.T) {
 		{args: "-check", env: by(nil, credentials("TLS_CERT", "x", "TLS_KEY", "x")), stderr: "TLS_CERT" + unread},
 
 		{args: "-healthy", env: credentials("ADDR", plain, "WX_TIMEOUT", "not looked at")},
+		{args: "-healthy", env: credentials("ADDR", secure, "TLS_CERT", cert)},
 		{args: "-healthy", env: credentials("ADDR", "127.0.0.1:1"), stderr: start},
-		{args: "-healthy", env: credentials("ADDR", other),
+		{args: "-healthy", env: credentials("ADDR", strings.TrimPrefix(newWeChat(t, http.NotFound), "http://")),
 			stderr: strings.Replace(start, "…", "another program is there, and says 404 Not Found", 1)},
 		{args: "-healthy", env: credentials("ADDR", plain+"\r"), stderr: "ADDR ends in a Windows line end (CR): …"},
 		{args: "-healthy", env: credentials("ADDR", plain, "TLS_CERT", `"x"`), stderr: "TLS_CERT has quotes …"},
@@ -250,14 +244,30 @@ func TestEnds(t *testing.T) {
 		{env: credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), stderr: "TLS_KEY" + unread},
 		{env: credentials("TLS_CERT", key, "TLS_KEY", key), stderr: unusable},
 
+		{env: none, code: 2, stderr: "WX_APPID is not set: set it to the mini program's AppID (" + console +
+			"), in the environment or in .env" + trySandbox + "\n" + noSecret},
+		{env: none, file: ".env.txt", code: 2, stderr: "WX_APPID is not set: rename .env.txt to .env, the only name " +
+			"that is read" + trySandbox + "\n" + noSecret},
+		{env: none, file: ".env", content: "WX_APPID: x", code: 2, stderr: "WX_APPID is not written as …\n" + noSecret},
+		{env: none, file: ".env", content: "WX_TIMEOUT: x\nADDR=" + plain, args: "-healthy"},
+		{env: none, file: ".env/x", args: "-healthy", stderr: noDotEnv},
+		{env: none, args: "-sandbox|-check", code: 2, stderr: noDotEnv},
+		{env: none, args: "-version|--version", stdout: "wxopenid …" + system},
+		{env: none, args: "-h", stdout: usage + settingsHelp},
 		{args: "-check", env: by(last, credentials()), stderr: "Stopped before WeChat answered: run -check again.\n"},
 	} {
+		if test.file != "" {
+			must(0, os.RemoveAll(dotEnv))
+			must(0, os.MkdirAll(filepath.Dir(test.file), 0o700))
+			writeFile(test.file, test.content)
+		}
 		for args := range strings.SplitSeq(test.args, "|") {
-			code := cmp.Or(test.code, min(len(test.stderr), 1))
-			stdout, stderr := runToEnd(ctx, t, code, test.env, args)
-			like(t, stdout, test.stdout)
-			like(t, stderr, test.stderr)
-			same(t, stderr, regexp.MustCompile("hunter2|key.pem").MatchString(stderr), false)
+			var stdout, stderr bytes.Buffer
+			code := run(ctx, strings.Fields(args), getenv(test.env), &stdout, &stderr)
+			same(t, test, code, cmp.Or(test.code, min(len(test.stderr), 1)))
+			like(t, stdout.String(), test.stdout)
+			like(t, stderr.String(), test.stderr)
+			same(t, &stderr, regexp.MustCompile("hunter2|key.pem").Match(stderr.Bytes()), false)
 		}
 	}
 }
@@ -274,7 +284,7 @@ func TestProcess(t *testing.T) {
 		same(t, "status", post(t, p.url+"/openid", `{"code":"the code is a mock one"}`).status, 200)
 	}
 	sendRaw(t, p, halfBody)
-	runToEnd(t.Context(), t, 0, map[string]string{"ADDR": p.addr}, "-healthy") // in its turn, and so after that
+	post(t, p.url+"/openid", "") // in its turn, and so after that
 	go func() {
 		for p.cmd.Process.Signal(syscall.SIGTERM) == nil {
 			time.Sleep(10 * time.Millisecond)
