@@ -46,7 +46,7 @@ func TestSandboxAsWeChat(t *testing.T) {
 		{query: "appid=x&secret=x&js_code=", want: refused(41008)},
 		{query: "appid=x&secret=" + testSecret + grant, codes: "c", want: refused(40013)},
 		{query: strings.Replace(first, testSecret, otherSecret, 1), codes: "c|sandbox:user=bob", want: refused(40125)},
-		{query: strings.Replace(first, "authorization_code", "x", 1), codes: "c", want: refused(40002)},
+		{query: strings.Replace(first, "authorization_code", "client_credential", 1), codes: "c", want: refused(40002)},
 		{query: first, codes: "c", want: user(testAppID, "sandbox", "")}, // which these have not used up
 		{query: first, codes: "sandbox:errcode=1234567&user=bob", want: refused(1234567)},
 		{query: first, codes: "sandbox:status=503", want: "503 text/html <html>…</html>\n"},
@@ -68,7 +68,7 @@ func TestSandbox(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "WX_BASE_URL": nobody}, "-sandbox")
 	same(t, "openid", post(t, p.url+"/openid", `{"code":"x"}`).OpenID, fakeID("openid", testAppID, "sandbox"))
-	shown := fakeID("openid", "wx0000000000000000", "sandbox") // without WX_APPID
+	shown := `"` + fakeID("openid", "wx0000000000000000", "sandbox") + `"` // without WX_APPID
 	for _, page := range []string{"README.md", "README.zh-CN.md", "docs/openapi.json"} {
 		same(t, page+" has "+shown, strings.Contains(string(must(os.ReadFile(page))), shown), true)
 	}

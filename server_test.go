@@ -247,7 +247,7 @@ func TestHTTPS(t *testing.T) {
 	reset := sendRaw(t, p, "")
 	reset.SetLinger(0)
 	reset.Close()
-	for version, want := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true} { // in turn
+	for version, want := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true} { // accepted later
 		c := &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version}
 		_, err := io.WriteString(tls.Client(sendRaw(t, p, ""), c), halfBody)
 		same(t, version, err == nil, want)
