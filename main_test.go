@@ -191,7 +191,7 @@ func TestEnds(t *testing.T) {
 	cert, key := newPair(t)
 	plain := startProgram(t, credentials()).addr
 	secure := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key)).addr
-	ctx, interrupt := context.WithTimeout(t.Context(), time.Minute)
+	ctx, interrupt := context.WithTimeout(t.Context(), 20*time.Second)
 	by := func(handler http.HandlerFunc, env map[string]string) map[string]string {
 		env["WX_BASE_URL"], env["ADDR"] = newWeChat(t, handler), plain // -check opens no listener
 		return env
