@@ -1,14 +1,17 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
+	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -84,12 +87,9 @@ func several() map[string]string {
 // getenv looks variables up in env. Unless that says otherwise, ADDR is a free port, and there is an AppID, so that no
 // test reads a developer's own .env.
 func getenv(env map[string]string) func(string) string {
-	return func(name string) string {
-		if value, ok := env[name]; ok {
-			return value
-		}
-		return map[string]string{"ADDR": "127.0.0.1:0", "WX_APPID": testAppID}[name]
-	}
+	all := map[string]string{"ADDR": "127.0.0.1:0", "WX_APPID": testAppID}
+	maps.Copy(all, env)
+	return func(name string) string { return all[name] }
 }
 
 // A program runs in this process, or in one of its own.
@@ -130,7 +130,6 @@ func startProcess(t testing.TB, env map[string]string, args string) *program {
 		p.cmd.Wait()
 		return p.cmd.ProcessState.ExitCode()
 	})
-	t.Cleanup(func() { p.cmd.Process.Kill() })
 	return p.start(t)
 }
 
@@ -141,16 +140,6 @@ func (p *program) start(t testing.TB) *program {
 	p.addr = p.log.next(t, "listening")["addr"].(string)
 	p.url = "http://" + p.addr
 	return p
-}
-
-// runToEnd runs the program where it ends by itself, with the exit code wanted.
-func runToEnd(t *testing.T, want int, env map[string]string, args ...string) (stdout, stderr string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	var out, log bytes.Buffer
-	same(t, "exit code", run(ctx, args, getenv(env), &out, &log), want)
-	return out.String(), log.String()
 }
 
 // An output keeps what is written to it. next reads it line by line.
@@ -196,77 +185,88 @@ func (o *output) next(t testing.TB, msg string) map[string]any {
 	return nil
 }
 
-// TestEnds has all the ways in which the program ends by itself, but for bad settings.
+// TestEnds has the ways in which the program ends by itself. It does so in a folder of its own, for the file .env.
 func TestEnds(t *testing.T) {
+	t.Chdir(t.TempDir())
 	cert, key := newPair(t)
-	_, otherKey := newPair(t)
 	plain := startProgram(t, credentials()).addr
 	secure := startProgram(t, credentials("TLS_CERT", cert, "TLS_KEY", key)).addr
-	other := strings.TrimPrefix(newWeChat(t, http.NotFound), "http://")
-	ctx, interrupt := context.WithCancel(t.Context())
+	ctx, interrupt := context.WithTimeout(t.Context(), 20*time.Second)
 	by := func(handler http.HandlerFunc, env map[string]string) map[string]string {
 		env["WX_BASE_URL"], env["ADDR"] = newWeChat(t, handler), plain // -check opens no listener
 		return env
 	}
 	last := func(w http.ResponseWriter, r *http.Request) { interrupt(); hang(w, r) }
+	none := map[string]string{"WX_APPID": "", "ADDR": ""}
 	const (
 		refused  = "wxopenid takes one flag, such as -sandbox, and no other word: see wxopenid -h.\n"
 		accepted = "WeChat accepts the AppID " + testAppID + " and its AppSecret.\n"
+		first    = "AppID " + testAppID + ": "
 		second   = "WeChat accepts the AppID " + otherAppID + " and its AppSecret.\n"
 		start    = "wxopenid does not answer at ADDR (…): start it, or use its ADDR and TLS_CERT.\n"
 		noPort   = "ADDR: …: stop the other program there, or set another ADDR, as in :3020\n"
 		unread   = " cannot be read (…): name a PEM file that this user may read\n"
 		unusable = "TLS_CERT and TLS_KEY cannot be used (…): use PEM files, leaf first, without password\n"
+		noSecret = "WX_APPSECRET is not set: set it, or WX_APPSECRET_FILE to a file that holds it" + trySandbox + "\n"
+		noDotEnv = ".env cannot be read (…): let this user read it, or move it away\n"
 	)
 	system := " (" + runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH + ")\n"
 	for _, test := range []struct {
 		args           string // between "|", each alone
 		env            map[string]string
+		file, content  string // that is in the folder from then on
+		code           int    // or, if anything is said on standard error, 1
 		stdout, stderr string
 	}{
-		{args: "-version|--version", stdout: "wxopenid …" + system},
-		{args: "-h", stdout: usage + settingsHelp},
-		{args: "-sandbx|hunter2|-check=false|-sandbox hunter2|-sandbox -check|--", stderr: refused},
-
+		{args: "-sandbx|hunter2|-check=false|-sandbox hunter2|-sandbox -check|--", code: 2, stderr: refused},
 		{args: "-check", env: by(refuse(40029), credentials()), stdout: accepted},
 		{args: "-check", env: by(refuse(40163), credentials()), stdout: accepted},
 		{args: "-check", env: by(fakeWeChat(several()).ServeHTTP, several()), stdout: accepted + second},
 		{args: "-check", env: by(fakeWeChat(credentials()).ServeHTTP, several()), stdout: accepted, stderr: "AppID " +
 			otherAppID + ": errcode 40013: WeChat does not know the AppID: copy it again from " + console + ".\n"},
 		{args: "-check", env: by(refuse(-1), credentials("WX_APPSECRET", "odd")),
-			stderr: `{…"WARN","msg":"WX_APPSECRET does…"}` + "\nAppID …: errcode -1: WeChat is busy: try again in a moment.\n"},
-		{args: "-check", env: by(refuse(45011), credentials()), stderr: "AppID …: errcode 45011: WeChat limits the calls …\n"},
+			stderr: `{…"WARN","msg":"WX_APPSECRET does…"}` + "\n" + first +
+				"errcode -1: WeChat is busy: try again in a moment.\n"},
 		{args: "-check", env: by(say(`{"openid":"o"}`), credentials()),
-			stderr: "AppID …: an openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
-		{args: "-check", env: by(nil, credentials()), stderr: "AppID …: 127.0.0.1:1: …: check the firewall, what WX_BASE_URL " +
-			"leads to, and whether you need HTTP_PROXY.\n"},
+			stderr: first + "an openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
+		{args: "-check", env: by(nil, credentials()), stderr: first + "127.0.0.1:1: …: check the " +
+			"firewall, what WX_BASE_URL leads to, and whether you need HTTP_PROXY.\n"},
 		{args: "-check", env: by(nil, credentials("TLS_CERT", "x", "TLS_KEY", "x")), stderr: "TLS_CERT" + unread},
 
 		{args: "-healthy", env: credentials("ADDR", plain, "WX_TIMEOUT", "not looked at")},
 		{args: "-healthy", env: credentials("ADDR", secure, "TLS_CERT", cert)},
-		{args: "-healthy", env: credentials("ADDR", plain, "TLS_CERT", cert), stderr: start},
 		{args: "-healthy", env: credentials("ADDR", "127.0.0.1:1"), stderr: start},
-		{args: "-healthy", env: credentials("ADDR", other),
+		{args: "-healthy", env: credentials("ADDR", strings.TrimPrefix(newWeChat(t, http.NotFound), "http://")),
 			stderr: strings.Replace(start, "…", "another program is there, and says 404 Not Found", 1)},
 		{args: "-healthy", env: credentials("ADDR", plain+"\r"), stderr: "ADDR ends in a Windows line end (CR): …"},
 		{args: "-healthy", env: credentials("ADDR", plain, "TLS_CERT", `"x"`), stderr: "TLS_CERT has quotes …"},
 
 		{env: credentials("ADDR", plain), stderr: noPort},
-		{env: credentials("ADDR", "192.0.2.1:2020"), stderr: noPort},
 		{env: credentials("TLS_CERT", cert+"0", "TLS_KEY", key), stderr: "TLS_CERT" + unread},
 		{env: credentials("TLS_CERT", cert, "TLS_KEY", key+"0"), stderr: "TLS_KEY" + unread},
 		{env: credentials("TLS_CERT", key, "TLS_KEY", key), stderr: unusable},
-		{env: credentials("TLS_CERT", cert, "TLS_KEY", otherKey), stderr: unusable},
 
+		{env: none, code: 2, stderr: "WX_APPID is not set: copy the AppID from " + console +
+			", into the environment or .env" + trySandbox + "\n" + noSecret},
+		{env: none, file: ".env.txt", code: 2, stderr: "WX_APPID is not set: rename .env.txt to .env, the only name " +
+			"that is read" + trySandbox + "\n" + noSecret},
+		{env: none, file: ".env", content: "WX_APPID: x", code: 2, stderr: "WX_APPID is not written as …\n" + noSecret},
+		{env: none, file: ".env", content: "WX_TIMEOUT: x\nADDR=" + plain, args: "-healthy"},
+		{env: none, file: ".env/x", args: "-healthy", stderr: noDotEnv},
+		{env: none, args: "-sandbox|-check", code: 2, stderr: noDotEnv},
+		{env: none, args: "-version|--version", stdout: "wxopenid …" + system},
+		{env: none, args: "-h", stdout: usage + settingsHelp},
 		{args: "-check", env: by(last, credentials()), stderr: "Stopped before WeChat answered: run -check again.\n"},
 	} {
-		code, read := min(len(test.stderr), 1), getenv(test.env)
-		if test.env == nil { // no setting is read
-			code, read = 2*code, nil
+		if test.file != "" {
+			must(0, os.RemoveAll(dotEnv))
+			must(0, os.MkdirAll(filepath.Dir(test.file), 0o700))
+			writeFile(test.file, test.content)
 		}
 		for args := range strings.SplitSeq(test.args, "|") {
 			var stdout, stderr bytes.Buffer
-			same(t, test, run(ctx, strings.Fields(args), read, &stdout, &stderr), code)
+			code := run(ctx, strings.Fields(args), getenv(test.env), &stdout, &stderr)
+			same(t, test, code, cmp.Or(test.code, min(len(test.stderr), 1)))
 			like(t, stdout.String(), test.stdout)
 			like(t, stderr.String(), test.stderr)
 			same(t, &stderr, regexp.MustCompile("hunter2|key.pem").Match(stderr.Bytes()), false)
@@ -285,30 +285,21 @@ func TestProcess(t *testing.T) {
 	for range 20 { // the first closes the pipe
 		same(t, "status", post(t, p.url+"/openid", `{"code":"the code is a mock one"}`).status, 200)
 	}
-	conn := sendRaw(t, p, strings.Replace(halfBody, "\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n", 1))
-	like(t, must(bufio.NewReader(conn).ReadString('\n')), "…100 Continue\r\n")
-	exited := make(chan int)
-	go func() { exited <- p.stop() }() // by the first
-	for {
-		select {
-		case <-exited:
-			status, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
-			same(t, p.cmd.ProcessState, status.Signaled(), true)
-			return
-		case <-time.After(10 * time.Millisecond):
-			p.cmd.Process.Signal(syscall.SIGTERM)
+	sendRaw(t, p, halfBody)
+	post(t, p.url+"/openid", "") // in its turn, and so after that
+	go func() {
+		for p.cmd.Process.Signal(syscall.SIGTERM) == nil {
+			time.Sleep(10 * time.Millisecond)
 		}
-	}
+	}()
+	p.cmd.Wait()
+	status, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	same(t, p.cmd.ProcessState, status.Signaled(), true)
 }
 
 func TestLogOnTerminal(t *testing.T) {
-	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0) // it echoes what is written to it
-	if err != nil || runtime.GOOS != "linux" {
-		t.Skip("no terminal: ", err)
-	}
+	terminal := must(os.OpenFile(os.DevNull, os.O_WRONLY, 0)) // a character device, as a terminal is
 	defer terminal.Close()
-	newLogger(terminal, config{}).Info("message", "addr", "x")
-	terminal.SetReadDeadline(time.Now().Add(10 * time.Second))
-	line, _ := bufio.NewReader(terminal).ReadString('\n')
-	like(t, line, "time=… level=INFO msg=message addr=x\r\n")
+	_, isText := newLogger(terminal, config{}).Handler().(*slog.TextHandler)
+	same(t, "text", isText, true)
 }
