@@ -203,11 +203,10 @@ func TestTimes(t *testing.T) {
 		{parts: []string{ask("sandbox:delay=24h")}, want: `…"openid":"o…`, closed: 75 * time.Minute},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			log := &output{}
-			h := newHandler("http://wechat", log)
-			h.sandbox = fakeWeChat(credentials())
-			b := startInBubble(t, t.Context(), config{timeout: time.Minute}, h)
-			h.wechat.bases[0].dial = func(context.Context, string, string) (net.Conn, error) {
+			h := newService(time.Minute, "http://wechat")
+			h.sandbox, h.queries[testAppID] = fakeWeChat(credentials()), first+grant
+			b := startInBubble(t, t.Context(), config{timeout: time.Minute}, h.handler)
+			h.bases[0].dial = func(context.Context, string, string) (net.Conn, error) {
 				return b.dial(t, ""), nil
 			}
 			conn, start := b.dial(t, ""), time.Now()
@@ -226,7 +225,7 @@ func TestTimes(t *testing.T) {
 			like(t, string(got), test.want)
 			same(t, late, 0 <= late && late <= time.Second, true)
 			if test.logged != 0 {
-				same(t, test, log.next(t, "request")["duration_ms"], float64(test.logged.Milliseconds()))
+				same(t, test, h.log.next(t, "request")["duration_ms"], float64(test.logged.Milliseconds()))
 			}
 		})
 	}
