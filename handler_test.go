@@ -312,13 +312,18 @@ func TestAppIDs(t *testing.T) {
 		unknown     = "400 invalid_code 40029: WeChat does not know this code: send what wx.login gave, within 5 minutes, "
 		none        = "400 invalid_request: This service has several AppIDs, and the request names none: send "
 		third       = "wx00112233445566aa"
-		hasNot      = "400 appid_mismatch: The mini program has the AppID "
-		has         = "400 appid_mismatch 40029: The mini program has the AppID "
+		has         = "400 appid_mismatch…: The mini program has the AppID "
 		differs     = has + otherAppID + " and this service has " + testAppID + ": fix appid in project.config.json, "
 		noneOf      = ", which is none of this service's: fix appid in project.config.json, or WX_APPID with"
 		tools       = ": the developer tools are in tourist mode, so give the project an AppID of your own, or "
 	)
-	tests := []struct {
+	one := startService(t, func(w http.ResponseWriter, r *http.Request) {
+		refuse(map[bool]int{false: 40029, true: 40163}[r.FormValue("js_code") == "used"])(w, r)
+	})
+	three := startService(t, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, `{"openid":"%s and %s"}`, r.FormValue("appid"), r.FormValue("secret"))
+	}, "WX_APPID", testAppID+", "+otherAppID+",odd", "WX_APPSECRET", testAppID+"'s,"+otherAppID+"'s,odd's")
+	for _, test := range []struct {
 		code     string // or "x"
 		appid    string // JSON, or null
 		referers string // with spaces between them
@@ -335,23 +340,16 @@ func TestAppIDs(t *testing.T) {
 		{appid: other, referers: host + third + page, plugin: "{}", one: differs, chosen: otherAppID},
 		{appid: `"odd"`, chosen: "odd", one: "400 invalid_request: The appid does not look like an AppID "},
 		{referers: fromOther + " " + host + otherAppID + "/27/page-frame.html", one: differs, chosen: otherAppID},
-		{referers: host + third + page, one: has + third + " and this service", three: hasNot + third + noneOf},
+		{referers: host + third + page, one: has + third + " and this service", three: has + third + noneOf},
 		{appid: `""`, referers: fromOther, one: differs, chosen: otherAppID},
 		{referers: fromOther, plugin: "{}", one: unknown, three: none},
-		{appid: `"touristappid"`, code: mockCode, three: hasNot + "touristappid" + noneOf,
+		{appid: `"touristappid"`, code: mockCode, three: has + "touristappid" + noneOf,
 			one: has + "touristappid and this service has " + testAppID + tools},
 		{code: mockCode, one: "400 invalid_code 40029: The code is refused" + tools, three: none},
 		{one: unknown, three: none, referers: strings.Join([]string{"https://servicewechat.com.x/" + otherAppID + page,
 			host + page, "x?" + fromOther, fromOther + "?x", host + otherAppID + "/27/", host + "<b>" + page,
 			host + "wx0" + page}, " ")},
-	}
-	one := startService(t, func(w http.ResponseWriter, r *http.Request) {
-		refuse(map[bool]int{false: 40029, true: 40163}[r.FormValue("js_code") == "used"])(w, r)
-	})
-	three := startService(t, func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, `{"openid":"%s and %s"}`, r.FormValue("appid"), r.FormValue("secret"))
-	}, "WX_APPID", testAppID+", "+otherAppID+",odd", "WX_APPSECRET", testAppID+"'s,"+otherAppID+"'s,odd's")
-	for _, test := range tests {
+	} {
 		body := fmt.Sprintf(`{"code":%q,"appid":%s}`, cmp.Or(test.code, "x"), cmp.Or(test.appid, "null"))
 		openID := fmt.Sprintf(`200 {"openid":"%[1]s and %[1]s's","appid":"%[1]s"}`, test.chosen)
 		for referer := range strings.SplitSeq(test.referers, " ") {

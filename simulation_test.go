@@ -55,7 +55,6 @@ type world struct {
 
 // A login is what becomes of a code.
 type login struct {
-	code            string
 	host            string        // from where an openid has to come, or empty
 	within, took    time.Duration // and when, or 0
 	reused          []bool        // of each connection that the code was sent on: it is out of the pool
@@ -79,7 +78,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	dice, baseURLs := w.dice(0), []string{}
 	for i := range 1 + dice.IntN(3) {
 		w.fails = append(w.fails, pick(dice, 0, 0, 0.2, 0.6, 1))
-		baseURLs = append(baseURLs, fmt.Sprintf("%s://wechat%d", pick(dice, "http", "https"), i))
+		baseURLs = append(baseURLs, fmt.Sprint("https://wechat", i))
 	}
 	w.proxy, w.broken = pick(dice, "", "http", "socks5"), pick(dice, 0, 0.1, 0.4)
 	timeout := pick(dice, time.Second, 5*time.Second, 20*time.Second)
@@ -158,11 +157,11 @@ func (w *world) inStorm() {
 func (w *world) login(ctx context.Context, host string, within time.Duration) {
 	n := w.next.Add(1) - 1
 	l, start := &w.logins[n], time.Now()
-	l.code, l.host, l.within = fmt.Sprint(leakCode, n), host, within
+	l.host, l.within = host, within
 	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
 		l.reused = append(l.reused, info.Reused)
 	}})
-	l.got = answer(w.t, traced, w, asJSON(l.code))
+	l.got = answer(w.t, traced, w, asJSON(fmt.Sprint(leakCode, n)))
 	l.took, l.hungUp = time.Since(start), ctx.Err() != nil
 }
 
@@ -200,20 +199,18 @@ func (w *world) check() {
 	}
 }
 
-// end is where a dial leads: to an error, or to a proxy perhaps, TLS perhaps, WeChat.
+// end is where a dial leads: to an error, or to a proxy perhaps, TLS, WeChat.
 func (w *world) end(i int) any {
-	dice, https := w.dice(uint64(3*time.Now().UnixNano()+int64(i))), w.bases[i].url.Scheme == "https"
-	var steps []string // after TCP, but for TLS
-	if w.proxy == "socks5" {
-		steps = []string{"\x05\x00" + next + "\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"}
-	} else if w.proxy == "http" && https {
-		steps = []string{ok + "\r\n"}
-	}
+	dice := w.dice(uint64(3*time.Now().UnixNano() + int64(i)))
+	steps := map[string][]string{ // of the proxy
+		"http":   {ok + "\r\n"},
+		"socks5": {"\x05\x00" + next + "\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"},
+	}[w.proxy]
 	fails, faulty := w.storm && dice.Float64() < w.fails[i] || w.down && i == 0, dice.IntN(3)
-	if fails && faulty < len(steps) || fails && faulty == len(steps) && https {
-		steps = append(steps[:faulty], pick(dice, hold, "", "SSH-2.0-"+leaks+"\r\n"))
-	} else if fails {
+	if fails && faulty > len(steps) {
 		return pick[error](dice, syscall.ECONNREFUSED, context.DeadlineExceeded)
+	} else if fails {
+		steps = append(steps[:faulty], pick(dice, hold, "", "SSH-2.0-"+leaks+"\r\n"))
 	}
 	wait := part(dice, w.limit*9/10)
 	if !w.storm {
@@ -224,10 +221,8 @@ func (w *world) end(i int) any {
 		for _, step := range steps {
 			play(conn, step)
 		}
-		if https && !fails {
+		if !fails {
 			w.serve(tls.Server(conn, w.tls), i, dice)
-		} else if !fails {
-			w.serve(conn, i, dice)
 		}
 	}
 }
@@ -244,7 +239,7 @@ func (w *world) serve(conn net.Conn, i int, dice *rand.Rand) {
 		n, code := 0, r.FormValue("js_code")
 		fmt.Sscan(strings.TrimPrefix(code, leakCode), &n)
 		l, delay, v := &w.logins[n], part(dice, w.timeout), pick(dice, faults...)
-		if code != l.code || l.reads > 0 && l.reply != "" {
+		if code != fmt.Sprint(leakCode, n) || l.reads > 0 && l.reply != "" {
 			w.t.Errorf("WeChat was sent %q after %q", code, l.reply)
 		}
 		l.reads, l.reply, l.want = l.reads+1, pick(dice, v.replies...), v.want

@@ -260,29 +260,27 @@ func TestNoConnection(t *testing.T) {
 		direct   = ": check the firewall, what WX_BASE_URL leads to, and whether this network needs HTTPS_PROXY"
 		dns      = ": check DNS, and the name in WX_BASE_URL"
 		cert     = ": check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
-		noCA     = "certificate signed by unknown authority"
 		away     = "the proxy proxy:1 cannot be reached ("
 		start    = "): start it, or fix HTTPS_PROXY"
 		noConn   = "the proxy proxy:1 gives no connection to wechat:443 ("
 		password = "): check user and password in HTTPS_PROXY"
 		rules    = "): check its rules and its node, and the scheme in HTTPS_PROXY: http://, " +
 			"or socks5:// for a SOCKS port"
-		late   = "no answer in time"
-		closed = "connection closed"
-		noTLS  = "tls: first record does not look like a TLS handshake"
+		noTLS = "tls: first record does not look like a TLS handshake"
 	)
-	presents := func(host string, from, to time.Duration) func(net.Conn) { // a certificate
+	presents := func(host string, from, to time.Duration) func(net.Conn) { // a certificate for these hours
 		return func(conn net.Conn) {
-			ca, begin, end := newAuthority(t), time.Now().Add(from), time.Now().Add(to)
-			leaf := ca.sign(t, &x509.Certificate{DNSNames: []string{host}, NotBefore: begin, NotAfter: end})
+			ca, now := newAuthority(t), time.Now()
+			leaf := ca.sign(t, &x509.Certificate{DNSNames: []string{host}, NotBefore: now.Add(from * time.Hour),
+				NotAfter: now.Add(to * time.Hour)})
 			pair := tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: ca.key}
 			tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{pair}}).Handshake()
 		}
 	}
-	intercepts := func(conn net.Conn) { play(conn, http200); presents("x", -time.Hour, time.Hour)(conn) }
+	intercepts := func(conn net.Conn) { play(conn, http200); presents("x", -1, 1)(conn) }
 	type ends []any
 	silent, noHost := context.DeadlineExceeded, &net.DNSError{Err: "no such host", IsNotFound: true}
-	tests := []struct {
+	for _, test := range []struct {
 		proxy string
 		to    ends // a connection each
 		cause string
@@ -291,21 +289,21 @@ func TestNoConnection(t *testing.T) {
 		{to: ends{noHost}, cause: "wechat: no such host" + dns},
 		{to: ends{&net.DNSError{Err: "read udp 10.0.0.2:40->10.0.0.1:53: refused"}, &net.DNSError{IsTimeout: true}},
 			cause: "wechat: the name lookup failed or took too long" + dns},
-		{to: ends{presents("wechat", -time.Hour, -time.Minute), presents("wechat", time.Hour, 2*time.Hour)},
+		{to: ends{presents("wechat", -2, -1), presents("wechat", 1, 2)},
 			cause: "wechat: the certificate has expired or is not yet valid" + cert},
-		{to: ends{presents("wechat", -time.Hour, time.Hour)}, cause: "wechat: x509: " + noCA + cert},
+		{to: ends{presents("wechat", -1, 1)}, cause: "wechat: x509: certificate signed by unknown authority" + cert},
 		{proxy: plain, to: ends{intercepts}, cause: "wechat: x509: certificate is valid for x, not wechat" + cert +
 			"; a proxy that intercepts TLS needs its CA here"},
 		{proxy: plain, to: ends{syscall.ECONNREFUSED}, cause: away + "connection refused" + start},
-		{proxy: plain, to: ends{silent, syscall.ETIMEDOUT}, cause: away + late + start},
+		{proxy: plain, to: ends{silent, syscall.ETIMEDOUT}, cause: away + "no answer in time" + start},
 		{proxy: plain, to: ends{noHost}, cause: away + "no such host" + start},
 		{proxy: plain, to: ends{"HTTP/1.1 407 X" + end, "HTTP/1.1 401 X" + end}, cause: noConn + "status 40…" + password},
 		{proxy: plain, to: ends{"HTTP/1.1 403 X\r\nX: " + leaks + end}, cause: noConn + "status 403" + rules},
-		{proxy: plain, to: ends{hold, http200 + next + hold}, cause: noConn + late + rules},
-		{proxy: plain, to: ends{"", http200 + next, syscall.ECONNRESET}, cause: noConn + closed + rules},
+		{proxy: plain, to: ends{hold, http200 + next + hold}, cause: noConn + "no answer in time" + rules},
+		{proxy: plain, to: ends{"", http200 + next, syscall.ECONNRESET}, cause: noConn + "connection closed" + rules},
 		{proxy: plain, to: ends{http200 + next + http400}, cause: noConn + noTLS + rules},
 		{proxy: plain, to: ends{"SSH-2.0-" + leaks + end, ok + leaks + end}, cause: noConn + "no HTTP" + rules},
-		{proxy: "https://proxy:1", to: ends{presents("x", -time.Hour, time.Hour)},
+		{proxy: "https://proxy:1", to: ends{presents("x", -1, 1)},
 			cause: noConn + "x509: certificate is valid for x, not proxy" + rules},
 		{proxy: socks, to: ends{"\x05\xff"}, cause: noConn + "no acceptable authentication methods" + password},
 		{proxy: socks, to: ends{"\x05\x02" + next + "\x01\x01"},
@@ -313,14 +311,13 @@ func TestNoConnection(t *testing.T) {
 		{proxy: socks, to: ends{"\x05\x00" + next + "\x05\x02\x00\x01\x00\x00\x00\x00\x00\x00"},
 			cause: noConn + "connection not allowed by ruleset" + rules},
 		{proxy: socks, to: ends{http400}, cause: noConn + "unexpected protocol version 72" + rules},
-		{proxy: socks, to: ends{"", syscall.ECONNRESET}, cause: noConn + closed + rules},
-		{proxy: socks, to: ends{hold}, cause: noConn + late + rules},
+		{proxy: socks, to: ends{"", syscall.ECONNRESET}, cause: noConn + "connection closed" + rules},
+		{proxy: socks, to: ends{hold}, cause: noConn + "no answer in time" + rules},
 		{to: ends{syscall.ECONNREFUSED}, cause: "wechat:443: connection refused" + direct},
-		{to: ends{silent, syscall.ETIMEDOUT, hold}, cause: "wechat:443: " + late + direct},
-		{to: ends{"", syscall.ECONNRESET}, cause: "wechat:443: " + closed + direct},
+		{to: ends{silent, syscall.ETIMEDOUT, hold}, cause: "wechat:443: " + "no answer in time" + direct},
+		{to: ends{"", syscall.ECONNRESET}, cause: "wechat:443: " + "connection closed" + direct},
 		{to: ends{http400}, cause: "wechat:443: " + noTLS + direct},
-	}
-	for _, test := range tests {
+	} {
 		for _, to := range test.to {
 			synctest.Test(t, func(t *testing.T) {
 				s := newService(20*time.Second, "https://wechat")
