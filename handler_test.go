@@ -100,7 +100,8 @@ func sendRaw(t testing.TB, p *program, text string) *net.TCPConn {
 	return conn.(*net.TCPConn)
 }
 
-// read reads resp, which has to have what every answer has. An error has one sentence: what is wrong, and what to do.
+// read reads resp, which has to have what every answer has, and no secret. An error has one sentence: what is wrong,
+// and what to do.
 func read(t testing.TB, resp *http.Response) result {
 	t.Helper()
 	defer resp.Body.Close()
@@ -113,6 +114,7 @@ func read(t testing.TB, resp *http.Response) result {
 	same(t, "header", slices.Concat(h["Content-Type"], h["Cache-Control"], h["X-Content-Type-Options"]),
 		[]string{"application/json; charset=utf-8", "no-store", "nosniff"})
 	same(t, h["X-Request-Id"], regexp.MustCompile("^[!-~]{1,128}$").MatchString(h.Get("X-Request-Id")), true)
+	checkNoLeak(t, "answer", fmt.Sprint(h, got.body))
 	if got.status != http.StatusOK {
 		like(t, got.Message, "…: ….")
 		same(t, got.body, []any{got.OpenID, strings.Contains(got.Message, ". ")}, []any{"", false})
@@ -240,9 +242,8 @@ func TestMessagesInChinese(t *testing.T) {
 	}
 	source = regexp.MustCompile(`" \+\s+"`).ReplaceAllString(source, "")
 	_, table, _ := strings.Cut(string(must(os.ReadFile("README.zh-CN.md"))), "| 提示里有 |")
-	table, _, _ = strings.Cut(table, "\n\n")
 	var phrases []string
-	for _, row := range regexp.MustCompile("(?m)^\\| (`[^|]+`) \\| ").FindAllStringSubmatch(table, -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| (`[^|]+`) \\|[^|]+\\|$").FindAllStringSubmatch(table, -1) {
 		phrases = append(phrases, regexp.MustCompile("[`…、]+").Split(row[1], -1)...)
 	}
 	for _, phrase := range phrases {

@@ -133,6 +133,7 @@ func (w *world) run() {
 		w.login(ctx, "wechat0", soon)
 	}
 	time.Sleep(50*time.Second + w.timeout)
+	synctest.Wait()
 	w.check()
 }
 
@@ -172,7 +173,6 @@ func (w *world) check() {
 	same(w.t, "logins in the log", strings.Count(w.log.String(), `"request"`), len(logins))
 	same(w.t, "slots and turns", len(w.slots)+len(w.turns), 0)
 	for _, l := range logins {
-		checkNoLeak(w.t, "answer", fmt.Sprint(l.got.header, l.got.body))
 		sent, took := len(l.reused), l.took
 		is := func(answer string) bool { return strings.HasPrefix(l.got.said(), answer) }
 		late, fits := took >= w.timeout*19/20, is(l.want) && l.want != ""

