@@ -177,7 +177,8 @@ func TestFailures(t *testing.T) {
 		50002: {said: "500 misconfigured", cause: "the AppID's account is restricted: read 通知中心 at mp.weixin.qq.com"},
 		61451: {said: "502 wechat_error", cause: "look it up at developers.weixin.qq.com"},
 		-1:    {said: "503 wechat_busy", retryAfter: "1", cause: "WeChat is busy: try again in a moment"},
-		45009: {said: "503 quota_exceeded", cause: "… at most twice as many logins a day as page views: keep a session …"},
+		45009: {said: "503 quota_exceeded", cause: "the day's quota is used up. WeChat allows at most twice as many " +
+			"logins a day as page views: keep a session instead of logging in at every start"},
 	}
 	same(t, "rows, with one for an unknown errcode", len(tests), len(errcodes)+1)
 	for errcode, test := range tests {
@@ -191,8 +192,8 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-// TestDocuments looks for the words of answers in openid.js, for the settings and their defaults in -h and .env.example,
-// and for all of them, and no others, in the READMEs.
+// TestDocuments looks for the words of answers in openid.js, for the settings and their defaults in -h and
+// .env.example, and for all of them, and no others, in the READMEs.
 func TestDocuments(t *testing.T) {
 	has := func(text, pattern string, times int) {
 		same(t, pattern, len(regexp.MustCompile(pattern).FindAllString(text, -1)), times)
@@ -310,7 +311,7 @@ func TestAppIDs(t *testing.T) {
 		mine, other = `"` + testAppID + `"`, `"` + otherAppID + `"`
 		host, page  = "https://servicewechat.com/", "/devtools/page-frame.html"
 		fromOther   = host + otherAppID + page
-		unknown     = "400 invalid_code 40029: WeChat does not know this code: send what wx.login gave, within 5 minutes, "
+		unknown     = "400 invalid_code 40029: WeChat does not know this code: send what wx.login gave, within "
 		none        = "400 invalid_request: This service has several AppIDs, and the request names none: send "
 		third       = "wx00112233445566aa"
 		has         = "400 appid_mismatch…: The mini program has the AppID "

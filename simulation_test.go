@@ -41,16 +41,17 @@ const soon = 100 * time.Millisecond
 // A world is a service in a network with faults.
 type world struct {
 	*service
-	t           *testing.T
-	seed        uint64
-	proxy       string        // its scheme, or empty
-	tls         *tls.Config   // of both ends
-	limit       time.Duration // of connecting
-	fails       []float64     // how many connections to a base URL fail in a storm, 0 to 1
-	broken      float64       // how many exchanges do
-	storm, down bool          // or all is well; the first base URL is out of reach
-	logins      []login
-	next        atomic.Uint64 // login
+	t      *testing.T
+	seed   uint64
+	proxy  string        // its scheme, or empty
+	tls    *tls.Config   // of both ends
+	limit  time.Duration // of connecting
+	fails  []float64     // how many connections to a base URL fail in a storm, 0 to 1
+	broken float64       // how many exchanges do
+	storm  bool          // or all is well, but that
+	down   bool          // the first base URL is out of reach
+	logins []login
+	next   atomic.Uint64 // login
 }
 
 // A login is what becomes of a code.
