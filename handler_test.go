@@ -183,12 +183,10 @@ func TestFailures(t *testing.T) {
 	same(t, "rows, with one for an unknown errcode", len(tests), len(errcodes)+1)
 	for errcode, test := range tests {
 		p := startService(t, refuse(errcode))
-		got := post(t, p.url+"/openid?code=x", `{"code":"0a1B2c3D"}`)
+		got := post(t, p.url+"/openid", `{"code":"x"}`)
 		like(t, got.said(), fmt.Sprintf("%s %d: …", test.said, errcode))
 		same(t, got.said(), got.header.Get("Retry-After"), test.retryAfter)
-		record := checkLog(t, p, got)
-		like(t, fmt.Sprint(record["cause"]), fmt.Sprintf("errcode %d: %s", errcode, test.cause))
-		same(t, record, []any{record["method"], record["path"], record["appid"]}, []any{"POST", "/openid", nil})
+		like(t, fmt.Sprint(checkLog(t, p, got)["cause"]), fmt.Sprintf("errcode %d: %s", errcode, test.cause))
 	}
 }
 
@@ -418,8 +416,7 @@ func TestCallerGone(t *testing.T) {
 		conn := sendRaw(t, p, halfBody+`{"code":"x"}`)
 		<-asked
 		full := post(t, p.url+"/openid", `{"code":"x"}`)
-		same(t, "full", full.said()+full.header.Get("Retry-After"), "503 overloaded: The service is full: send "+
-			"this code again in 1 s.1")
+		like(t, full.said()+full.header.Get("Retry-After"), "503 overloaded: The service is full: … again in 1 s.1")
 		same(t, "full", checkLog(t, p, full)["cause"], "MAX_INFLIGHT is reached: raise it, or add an instance")
 		must(0, gone(conn))
 		<-left
