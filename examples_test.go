@@ -41,7 +41,8 @@ func TestExamples(t *testing.T) {
 }
 
 func testExample(t *testing.T, command []string) {
-	service := newHandler(newWeChat(t, fakeWeChat(credentials()).ServeHTTP), io.Discard)
+	service := newService(time.Minute, newWeChat(t, fakeWeChat(credentials()).ServeHTTP))
+	service.queries[testAppID] = first
 	replies := map[string]http.HandlerFunc{ // by request id: what something before the service does
 		"id-broken": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		"id-html":   say("<html>"),

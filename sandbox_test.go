@@ -73,7 +73,7 @@ func TestSandbox(t *testing.T) {
 		same(t, page+" has "+shown, strings.Contains(string(must(os.ReadFile(page))), shown), true)
 	}
 	got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029","appid":"touristappid"}`)
-	like(t, got.said(), "400 appid_mismatch: The mini program has the AppID touristappid and this service has …"+
+	like(t, got.said(), "400 appid_mismatch 40029: The mini program has the AppID touristappid and this service has …"+
 		": the code asks the sandbox for errcode 40029, or for something unknown, which the log explains.")
 	same(t, "exit code", p.stop(), 0)
 	same(t, "standard output", p.out.String(), `curl -d "{\"code\":\"the code is a mock one\"}" `+p.url+"/openid\n")

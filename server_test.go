@@ -176,12 +176,11 @@ func TestTimes(t *testing.T) {
 		{parts: []string{slow}, want: `…"openid":"o…`, closed: 75 * time.Minute},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			b, log := &bubble{conns: make(chan net.Conn), stop: t.Context().Done()}, &output{}
-			h := newHandler("http://wechat", log)
-			h.sandbox = fakeWeChat(credentials())
+			b, h := &bubble{conns: make(chan net.Conn), stop: t.Context().Done()}, newService(time.Minute, "http://wechat")
+			h.sandbox, h.queries[testAppID] = fakeWeChat(credentials()), first
 			l := &listener{Listener: b, places: make(chan struct{}, 2), stop: b.stop}
-			go newServer(config{timeout: time.Minute}, h, l, h.log).Serve(l)
-			h.wechat.bases[0].dial = func(context.Context, string, string) (net.Conn, error) {
+			go newServer(config{timeout: time.Minute}, h, l, h.handler.log).Serve(l)
+			h.bases[0].dial = func(context.Context, string, string) (net.Conn, error) {
 				return b.dial(t, ""), nil
 			}
 			conn, start := b.dial(t, ""), time.Now()
@@ -200,7 +199,7 @@ func TestTimes(t *testing.T) {
 			like(t, string(got), test.want)
 			same(t, late, 0 <= late && late <= time.Second, true)
 			if test.logged != 0 {
-				same(t, test, log.next(t, "request")["duration_ms"], float64(test.logged.Milliseconds()))
+				same(t, test, h.log.next(t, "request")["duration_ms"], float64(test.logged.Milliseconds()))
 			}
 		})
 	}
@@ -280,7 +279,7 @@ func TestCertificate(t *testing.T) {
 		go c.follow(t.Context())
 		must(listen(t.Context(), settings, slog.New(slog.NewTextHandler(followed, nil)))).Close()
 		t.Cleanup(func() { time.Sleep(certInterval) }) // until neither looks any more
-		time.Sleep(time.Second) // the files change between two looks
+		time.Sleep(time.Second)                        // the files change between two looks
 		for n, step := range []struct {
 			after  time.Duration
 			certs  []*x509.Certificate // or the key is broken

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -11,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,10 +27,10 @@ var (
 	leakOpenID = "oPersonalData_-0123456789abc"
 	leaks      = leakSecret + leakCode + leakKey + url.QueryEscape(leakSecret+leakCode+leakKey)
 
-	openID  = `"openid":"` + leakOpenID + `"`
-	object  = "{" + openID + "}"
-	success = "200 " + object
-	whole   = reply(`{"session_key":"` + leakKey + `",` + openID + `}`)
+	openID = `"openid":"` + leakOpenID + `"`
+	object = "{" + openID + "}"
+	whole  = reply(`{"session_key":"` + leakKey + `",` + openID + `}`)
+	half   = whole[:len(whole)-1]
 )
 
 // checkNoLeak wants none of them in text. The openid may be in an answer.
@@ -48,48 +48,49 @@ type service struct {
 	*handler
 	*client
 	log *output
-	t   testing.TB
 }
 
-func newService(t testing.TB, timeout time.Duration, baseURLs ...string) *service {
+// newService has base URLs as in WX_BASE_URL.
+func newService(timeout time.Duration, baseURLs string) *service {
 	c := config{appIDs: []string{testAppID}, appSecrets: []string{leakSecret}, timeout: timeout, maxInflight: 1024}
-	for _, base := range baseURLs {
-		c.baseURLs = append(c.baseURLs, must(url.Parse(base)))
-	}
 	log := &output{}
 	logger := slog.New(slog.NewJSONHandler(log, nil))
-	wx := newClient(c, c.baseURLs, logger)
-	return &service{handler: &handler{wechat: wx, appIDs: c.appIDs, log: logger}, client: wx, log: log, t: t}
+	wx := newClient(c, urls(baseURLs), logger)
+	return &service{handler: &handler{wechat: wx, appIDs: c.appIDs, log: logger}, client: wx, log: log}
 }
 
-func (s *service) post(code string) result { return answer(s.t, s, asJSON(code)) }
-func asJSON(code string) string            { return string(must(json.Marshal(map[string]string{"code": code}))) }
+func asJSON(code string) string { return fmt.Sprintf(`{"code":%q}`, code) }
 
-// brief is the answer in short: 200 and its body, or status, error and errcode.
-func (got result) brief() string {
-	if got.status == http.StatusOK {
-		return "200 " + strings.TrimSpace(got.body)
-	}
-	return strings.TrimSuffix(fmt.Sprint(got.status, " ", got.Error, " ", got.ErrCode), " 0")
+// says wants the answer to a login to begin so, and this cause in the log.
+func (s *service) says(t *testing.T, want, cause string) {
+	t.Helper()
+	got, record := answer(t, t.Context(), s, asJSON(leakCode)), s.log.next(t, "request")
+	like(t, got.said(), want+"…")
+	like(t, fmt.Sprint(record["cause"]), cause)
+	same(t, record, record["rid"], nil)
+	checkNoLeak(t, "log", s.log.String())
 }
 
-// leads has a base URL lead to an error of the dial; or to a script, or a function, for each connection.
+// leads has a base URL lead there.
 func (s *service) leads(i int, to any) {
-	s.bases[i].dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
-		if to == context.DeadlineExceeded {
-			<-ctx.Done()
-		}
-		if err, failed := to.(error); failed {
-			return nil, &net.OpError{Op: "dial", Net: "tcp", Source: &net.TCPAddr{Port: 1}, Err: err}
-		}
-		ours, theirs := net.Pipe()
-		serve, isFunc := to.(func(net.Conn))
-		if !isFunc {
-			serve = func(conn net.Conn) { play(conn, to.(string)) }
-		}
-		go func() { serve(theirs); theirs.Close() }()
-		return wire{ours}, nil
+	s.bases[i].dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, to) }
+}
+
+// dial is a network that leads to an error, or to a script or a function at the other end of the connection.
+func dial(ctx context.Context, to any) (net.Conn, error) {
+	if to == context.DeadlineExceeded {
+		<-ctx.Done()
 	}
+	if err, failed := to.(error); failed {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Source: &net.TCPAddr{Port: 1}, Err: err}
+	}
+	serve, isFunc := to.(func(net.Conn))
+	if !isFunc {
+		serve = func(conn net.Conn) { play(conn, to.(string)) }
+	}
+	ours, theirs := net.Pipe()
+	go func() { serve(theirs); theirs.Close() }()
+	return wire{ours}, nil
 }
 
 // A wire is an end of a pipe. TLS sets this deadline for its last words, which would wait for a reader in a pipe.
@@ -118,85 +119,75 @@ func reply(body string) string {
 	return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 }
 
-// A failing is what a WeChat answers, and what comes of it. An empty cause stands for any.
-type failing struct{ name, answer, want, cause string }
-
 const (
 	next     = "<next>" // in a script: read something
 	hold     = "<hold>" // at the end of a part: wait until the client closes
 	ok, end  = "HTTP/1.1 200 OK\r\n", "\r\n\r\n"
 	breaks   = "502 wechat_unreachable"
-	before   = ": the connection broke before a reply: call wx.login again"
-	middle   = "one: the connection broke in the middle of the reply: call wx.login again"
+	useless  = "502 wechat_error"
 	timedOut = "504 wechat_timeout"
 	noReply  = "WeChat is slow: no whole reply from one"
-	within   = " within WX_TIMEOUT: raise it"
-	useless  = "502 wechat_error"
 	leadsTo  = ": check what WX_BASE_URL, or a proxy, leads to"
 	proxied  = " through the proxy proxy:1"
 	badIP    = `{"errcode":40164,"errmsg":"invalid ip `
 )
 
-var failings = []failing{
-	{name: "closed", answer: "", want: breaks, cause: "one" + before},
-	{name: "long header", answer: ok + "X: " + strings.Repeat(leaks, 500) + end, want: breaks, cause: "one" + before},
-	{name: "SSH instead of HTTP", answer: "SSH-2.0-" + leaks + "\r\n", want: breaks, cause: "one" + before},
-	{name: "bad status", answer: "HTTP/1.1 " + leaks + end, want: breaks, cause: "one" + before},
-	{name: "bad header line", answer: ok + leaks + end, want: breaks, cause: "one" + before},
-	{name: "half a body", answer: whole[:len(whole)-1], want: breaks, cause: middle},
-	{name: "bad chunk", answer: ok + "Transfer-Encoding: chunked" + end + leaks, want: breaks, cause: middle},
-	{name: "silence", answer: hold, want: timedOut, cause: noReply + within},
-	{name: "half a body, held", answer: whole[:len(whole)-1] + hold, want: timedOut, cause: noReply + within},
-	{name: "silence, proxy", answer: hold, want: timedOut, cause: noReply + proxied + within},
-	{name: "502 and HTML, proxy", answer: "HTTP/1.1 502 " + leaks + end + "<html>" + leaks, want: useless,
-		cause: "one" + proxied + " gave HTTP status 502, not 200" + leadsTo},
-	{name: "101", answer: "HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: " + leaks + end + hold, want: useless,
-		cause: "one gave HTTP status 101, not 200" + leadsTo},
-	{name: "201", answer: "HTTP/1.1 201 X" + end + object, want: useless},
-	{name: "302", answer: "HTTP/1.1 302 X\r\nLocation: http://[" + leaks + end, want: useless},
-	{name: "400", answer: "HTTP/1.1 400 X" + end + `{"errcode":40029}`, want: useless},
-	{name: "64 KiB", answer: reply(fmt.Sprintf("%-65536s", object)), want: success},
-	{name: "64 KiB and a byte", answer: reply(fmt.Sprintf("%-65537s", object)), want: useless,
-		cause: "one gave a reply of over 64 KiB" + leadsTo},
-	{name: "empty object", answer: reply(`{}`), want: useless, cause: "one gave a reply without an openid" + leadsTo},
-	{name: "array", answer: reply("[" + object + "]"), want: useless,
-		cause: "one gave a reply that is not the JSON object that WeChat sends" + leadsTo},
-	{name: "something after", answer: reply(object + leakKey), want: useless},
-	{name: "white space", answer: reply("\r\n\t " + object + " \n"), want: success},
-	{name: "odd session_key", answer: reply(`{"session_key":["` + leakKey + `"],` + openID + `}`), want: success},
-	{name: "empty unionid", answer: reply(`{"unionid":"",` + openID + `}`), want: success},
-	{name: "unionid", answer: reply(`{"unionid":"u",` + openID + `}`), want: `200 {` + openID + `,"unionid":"u"}`},
-	{name: "string", answer: reply(`{"errcode":"40163","errmsg":"` + leakKey + `"}`), want: "400 code_used 40163"},
-	{name: "broken float", answer: reply(`{"errcode":40029.5,` + openID + `}`), want: useless},
-	{name: "0", answer: reply(`{"errcode":0,"errmsg":"ok",` + openID + `}`), want: success},
-	{name: "null", answer: reply(`{"errcode":null,"errmsg":null,"unionid":null,` + openID + `}`), want: success},
-	{name: "true", answer: reply(`{"errcode":true,` + openID + `}`), want: useless},
-	{name: "beside an openid", answer: reply(`{` + openID + `,"errcode":40226}`), want: "403 user_blocked 40226"},
-	{name: "bad openid", answer: reply(`{"openid":1,"errcode":40029}`), want: "400 invalid_code 40029"},
-	{name: "further in", answer: reply(`{"data":{"errcode":40029},` + openID + `}`), want: success},
-	{name: "bad rid", answer: reply(`{"errcode":-1,"errmsg":"rid: ` + testRid + `0"}`), want: "503 wechat_busy -1"},
-	{name: "IPv6", answer: reply(badIP + `2001:db8::1, not in"}`), want: "500 misconfigured 40164",
-		cause: "errcode 40164: " + errcodes[40164].remedy + "; WeChat saw the address 2001:db8::1"},
-	{name: "zone", answer: reply(badIP + `fe80::1%` + leakKey + `, not in"}`), want: "500 misconfigured 40164"},
-	{name: "no address", answer: reply(badIP + leakKey + `, not in"}`), want: "500 misconfigured 40164"},
+// A verdict is what comes of each of some replies of WeChat. An empty cause stands for any.
+type verdict struct {
+	want, cause string
+	replies     []string
 }
 
-// TestReplies holds what a WeChat answers against the service's answer and cause. No rid is one.
+var verdicts = []verdict{
+	{want: breaks, cause: "one: the connection broke before a reply: call wx.login again", replies: []string{
+		"", ok + "X: " + strings.Repeat(leaks, 500) + end, ok + leaks + end, "HTTP/1.1 " + leaks + end,
+		"SSH-2.0-" + leaks + "\r\n"}},
+	{want: breaks, cause: "one: the connection broke in the middle of the reply: call wx.login again",
+		replies: []string{half, ok + "Transfer-Encoding: chunked" + end + leaks}},
+	{want: timedOut, cause: noReply + " within WX_TIMEOUT: raise it",
+		replies: []string{hold, half + hold}},
+	{want: timedOut, replies: []string{hold},
+		cause: noReply + proxied + " within WX_TIMEOUT: raise it"},
+	{want: useless, cause: "one" + proxied + " gave HTTP status 502, not 200" + leadsTo,
+		replies: []string{"HTTP/1.1 502 " + leaks + end + "<html>" + leaks}},
+	{want: useless, cause: "one gave HTTP status …, not 200" + leadsTo, replies: []string{
+		"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: " + leaks + end + hold, "HTTP/1.1 201 X" + end + object,
+		"HTTP/1.1 302 X\r\nLocation: http://[" + leaks + end, "HTTP/1.1 400 X" + end + `{"errcode":40029}`,
+		"HTTP/1.1 503 X\r\nContent-Length: 9" + end + "half"}},
+	{want: useless, cause: "one gave a reply of over 64 KiB" + leadsTo,
+		replies: []string{reply(fmt.Sprintf("%-65537s", object))}},
+	{want: useless, cause: "one gave a reply without an openid" + leadsTo, replies: []string{reply(`{}`)}},
+	{want: useless, cause: "one gave a reply that is not the JSON object that WeChat sends" + leadsTo,
+		replies: []string{reply("[" + object + "]"), reply(object + leakKey), reply(`{"errcode":true,` + openID + `}`),
+			reply(`{"errcode":40029.5,` + openID + `}`)}},
+	{want: "200 " + object, replies: []string{reply(fmt.Sprintf("%-65536s", object)), reply("\r\n\t " + object + " \n"),
+		reply(`{"session_key":["` + leakKey + `"],` + openID + `}`), reply(`{"unionid":"",` + openID + `}`),
+		reply(`{"errcode":0,"errmsg":"ok",` + openID + `}`), reply(`{"data":{"errcode":40029},` + openID + `}`),
+		reply(`{"errcode":null,"errmsg":null,"unionid":null,` + openID + `}`)}},
+	{want: `200 {` + openID + `,"unionid":"u"}`, replies: []string{reply(`{"unionid":"u",` + openID + `}`)}},
+	{want: "400 code_used 40163", replies: []string{reply(`{"errcode":"40163","errmsg":"` + leakKey + `"}`)}},
+	{want: "403 user_blocked 40226", replies: []string{reply(`{` + openID + `,"errcode":40226}`)}},
+	{want: "400 invalid_code 40029", replies: []string{reply(`{"openid":1,"errcode":40029}`)}},
+	{want: "503 wechat_busy -1", replies: []string{reply(`{"errcode":-1,"errmsg":"rid: ` + testRid + `0"}`)}},
+	{want: "500 misconfigured 40164", replies: []string{reply(badIP + `2001:db8::1, not in"}`)},
+		cause: "errcode 40164: " + errcodes[40164].remedy + "; WeChat saw the address 2001:db8::1"},
+	{want: "500 misconfigured 40164", cause: "errcode 40164: " + errcodes[40164].remedy, replies: []string{
+		reply(badIP + `fe80::1%` + leakKey + `, not in"}`), reply(badIP + leakKey + `, not in"}`)}},
+}
+
+// TestReplies holds what a WeChat replies against the service's answer and cause.
 func TestReplies(t *testing.T) {
-	for _, test := range failings {
-		synctest.Test(t, func(t *testing.T) {
-			s := newService(t, 5*time.Second, "http://one")
-			s.leads(0, test.answer)
-			if strings.Contains(test.name, "proxy") {
-				s.bases[0].proxy = must(url.Parse("http://u:TopSecret@proxy:1"))
-			}
-			got, record := s.post(leakCode), s.log.next(t, "request")
-			if got.brief() != test.want || test.cause != "" && record["cause"] != test.cause || record["rid"] != nil {
-				t.Errorf("%s: got %s, %v; want %s, %s", test.name, got.brief(), record, test.want, test.cause)
-			}
-			checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
-			checkNoLeak(t, "log", s.log.String())
-		})
+	for _, test := range verdicts {
+		for _, text := range test.replies {
+			synctest.Test(t, func(t *testing.T) {
+				s := newService(5*time.Second, "http://one")
+				s.leads(0, text)
+				if strings.Contains(test.cause, proxied) {
+					s.bases[0].proxy = must(url.Parse("http://u:TopSecret@proxy:1"))
+				}
+				s.says(t, test.want, cmp.Or(test.cause, "…"))
+			})
+		}
 	}
 }
 
@@ -204,42 +195,40 @@ func TestReplies(t *testing.T) {
 // past slog, and reads the proxy from the environment.
 func TestNothingLeaksFromTheProgram(t *testing.T) {
 	t.Parallel()
-	does := map[string]string{"twice": whole + whole, "more": whole + leaks}
-	for _, f := range failings {
-		does[f.name] = strings.TrimSuffix(f.answer, hold)
+	replies, sends := []string{whole + whole, whole + leaks}, make(chan string, 1)
+	for _, v := range verdicts {
+		replies = append(replies, v.replies...)
 	}
 	wechat := newWeChat(t, func(w http.ResponseWriter, r *http.Request) {
 		conn, _, _ := w.(http.Hijacker).Hijack()
-		write(conn, does[strings.TrimPrefix(r.FormValue("js_code"), leakCode)])
+		write(conn, strings.TrimSuffix(<-sends, hold))
 		conn.Close()
 	})
 	proxy := strings.TrimPrefix(newWeChat(t, http.NotFound), "http://") // not for loopback addresses
 	p := startProcess(t, credentials("WX_APPSECRET", leakSecret, "HTTPS_PROXY", "http://u:"+leakKey[:12]+"@"+proxy,
 		"WX_BASE_URL", "https://one.invalid,https://two.invalid,"+wechat), "")
-	for name := range does {
+	for _, text := range replies {
+		sends <- text
 		referer := "https://servicewechat.com/wx1/1/page-frame.html?" + url.QueryEscape(leakCode)
-		got := post(t, p.url+"/openid", asJSON(leakCode+name), "Referer", referer)
-		checkNoLeak(t, "answer", fmt.Sprint(got.header, got.body))
+		post(t, p.url+"/openid", asJSON(leakCode), "Referer", referer)
 	}
 	p.stop()
 	log := p.log.String()
 	checkNoLeak(t, "output", log+p.out.String())
-	if got := strings.Count(log, `"msg":"request"`); got != len(does) || strings.Count(log, "out of reach") != 2 {
-		t.Errorf("got %d requests in the log, want %d, and each base URL out of reach once:\n%s", got, len(does), log)
-	}
+	same(t, log, strings.Count(log, `"msg":"request"`), len(replies))
+	same(t, log, strings.Count(log, "out of reach"), 2) // of each base URL once
 }
 
 // TestConnectionIsKept has a connection used again, whatever the status was, until nobody has used it for 50 s.
 func TestConnectionIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, dials := newService(t, 5*time.Second, "http://one"), 0
-		badGateway := strings.Replace(whole, "200 OK", "502 X", 1)
-		s.leads(0, func(conn net.Conn) { dials++; play(conn, badGateway+next+badGateway+next) })
+		s, dials := newService(5*time.Second, "http://one"), 0
+		badGateways := strings.Repeat(strings.Replace(whole, "200 OK", "502 X", 1)+next, 3)
+		s.leads(0, func(conn net.Conn) { dials++; play(conn, badGateways) })
 		for i, wait := range []time.Duration{0, 49 * time.Second, 51 * time.Second} {
 			time.Sleep(wait)
-			if got := s.post("x").brief(); got != useless || dials != max(1, i) {
-				t.Errorf("got %s after %v and %d dials, want %s after %d", got, wait, dials, useless, max(1, i))
-			}
+			s.says(t, useless, "one gave HTTP status 502, not 200"+leadsTo)
+			same(t, wait, dials, max(1, i))
 		}
 		time.Sleep(time.Minute)
 	})
@@ -248,21 +237,16 @@ func TestConnectionIsKept(t *testing.T) {
 // TestTurns has as many connections as turns, and then no turn.
 func TestTurns(t *testing.T) {
 	for maxInflight, want := range map[int]int{1: 256, 1024: 256, 2000: 500} {
-		wx := newClient(config{maxInflight: maxInflight}, []*url.URL{{Scheme: "http", Host: "one"}}, nil)
+		wx := newClient(config{maxInflight: maxInflight}, urls("http://one"), nil)
 		got := []int{cap(wx.turns), wx.bases[0].transport.MaxConnsPerHost, wx.bases[0].transport.MaxIdleConnsPerHost}
-		if !slices.Equal(got, []int{want, want, want}) {
-			t.Errorf("got %d turns, connections and unused ones with MAX_INFLIGHT=%d, want %d", got, maxInflight, want)
-		}
+		same(t, maxInflight, got, []int{want, want, want})
 	}
 	synctest.Test(t, func(t *testing.T) {
-		s, start := newService(t, 5*time.Second, "http://one"), time.Now()
+		s, start := newService(5*time.Second, "http://one"), time.Now()
 		s.turns = nil
-		const want = "all turns were taken for half of WX_TIMEOUT: WeChat is slow, this machine has too little CPU, " +
-			"or MAX_INFLIGHT has to be raised"
-		got, cause := s.post("x").brief(), s.log.next(t, "request")["cause"]
-		if got != "503 overloaded" || cause != want || time.Since(start) != 2500*time.Millisecond {
-			t.Errorf("got %s after %v, %v; want 503 overloaded after 2.5 s, %s", got, time.Since(start), cause, want)
-		}
+		s.says(t, "503 overloaded", "all turns were taken for half of WX_TIMEOUT: WeChat is slow, this machine has "+
+			"too little CPU, or MAX_INFLIGHT has to be raised")
+		same(t, "after", time.Since(start), 2500*time.Millisecond)
 	})
 }
 
@@ -277,53 +261,50 @@ func TestNoConnection(t *testing.T) {
 		direct   = ": check the firewall, what WX_BASE_URL leads to, and whether you need HTTPS_PROXY"
 		dns      = ": check DNS, and the name in WX_BASE_URL"
 		cert     = ": check this machine's clock and CA certificates, and what WX_BASE_URL leads to"
-		noCA     = "certificate signed by unknown authority"
-		notName  = "certificate is valid for x, not wechat"
-		proxyCA  = "; a proxy that intercepts TLS needs its CA here"
 		away     = "the proxy proxy:1 cannot be reached ("
 		start    = "): start it, or fix HTTPS_PROXY"
 		noConn   = "the proxy proxy:1 gives no connection to wechat:443 ("
 		password = "): check user and password in HTTPS_PROXY"
 		rules    = "): check its rules and its node, and the scheme in HTTPS_PROXY " +
 			"(http://, socks5:// for SOCKS)"
-		late   = "no answer in time"
-		closed = "connection closed"
-		noTLS  = "tls: first record does not look like a TLS handshake"
+		noTLS = "tls: first record does not look like a TLS handshake"
 	)
-	presents := func(host string, from, to time.Duration) func(net.Conn) { // a certificate
+	presents := func(host string, from, to time.Duration) func(net.Conn) { // a certificate for these hours
 		return func(conn net.Conn) {
-			ca, begin, end := newAuthority(t), time.Now().Add(from), time.Now().Add(to)
-			leaf := ca.sign(t, &x509.Certificate{DNSNames: []string{host}, NotBefore: begin, NotAfter: end})
+			ca, now := newAuthority(t), time.Now()
+			leaf := ca.sign(t, &x509.Certificate{DNSNames: []string{host}, NotBefore: now.Add(from * time.Hour),
+				NotAfter: now.Add(to * time.Hour)})
 			pair := tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: ca.key}
 			tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{pair}}).Handshake()
 		}
 	}
-	intercepts := func(conn net.Conn) { play(conn, http200); presents("x", -time.Hour, time.Hour)(conn) }
+	intercepts := func(conn net.Conn) { play(conn, http200); presents("x", -1, 1)(conn) }
 	type ends []any
 	silent, noHost := context.DeadlineExceeded, &net.DNSError{Err: "no such host", IsNotFound: true}
-	tests := []struct {
+	for _, test := range []struct {
 		proxy string
 		to    ends // a connection each
 		cause string
 	}{
 		{to: ends{syscall.EMFILE, &net.DNSError{Err: "socket: too many open files"}}, cause: machine},
-		{to: ends{noHost, &net.DNSError{Err: "read udp 10.0.0.2:40->10.0.0.1:53: refused"}, &net.DNSError{IsTimeout: true}},
+		{to: ends{noHost, &net.DNSError{Err: "read udp 10.0.0.2:40->10.0.0.1:53: refused"}},
 			cause: "wechat: the name lookup failed or took too long" + dns},
-		{to: ends{presents("wechat", -time.Hour, -time.Minute), presents("wechat", time.Hour, 2*time.Hour)},
+		{to: ends{presents("wechat", -2, -1), presents("wechat", 1, 2)},
 			cause: "wechat: the certificate has expired or is not yet valid" + cert},
-		{to: ends{presents("wechat", -time.Hour, time.Hour)}, cause: "wechat: x509: " + noCA + cert},
-		{proxy: plain, to: ends{intercepts}, cause: "wechat: x509: " + notName + cert + proxyCA},
+		{to: ends{presents("wechat", -1, 1)}, cause: "wechat: x509: certificate signed by unknown authority" + cert},
+		{proxy: plain, to: ends{intercepts}, cause: "wechat: x509: certificate is valid for x, not wechat" + cert +
+			"; a proxy that intercepts TLS needs its CA here"},
 		{proxy: plain, to: ends{syscall.ECONNREFUSED}, cause: away + "connection refused" + start},
-		{proxy: plain, to: ends{silent, syscall.ETIMEDOUT}, cause: away + late + start},
+		{proxy: plain, to: ends{silent, syscall.ETIMEDOUT}, cause: away + "no answer in time" + start},
 		{proxy: plain, to: ends{noHost}, cause: away + "the name lookup failed or took too long" + start},
 		{proxy: plain, to: ends{"HTTP/1.1 407 X" + end}, cause: noConn + "status 407" + password},
 		{proxy: plain, to: ends{"HTTP/1.1 401 X" + end}, cause: noConn + "status 401" + password},
 		{proxy: plain, to: ends{"HTTP/1.1 403 X\r\nX: " + leaks + end}, cause: noConn + "status 403" + rules},
-		{proxy: plain, to: ends{hold, http200 + next + hold}, cause: noConn + late + rules},
-		{proxy: plain, to: ends{"", http200 + next, syscall.ECONNRESET}, cause: noConn + closed + rules},
+		{proxy: plain, to: ends{hold, http200 + next + hold}, cause: noConn + "no answer in time" + rules},
+		{proxy: plain, to: ends{"", http200 + next, syscall.ECONNRESET}, cause: noConn + "connection closed" + rules},
 		{proxy: plain, to: ends{http200 + next + http400}, cause: noConn + noTLS + rules},
 		{proxy: plain, to: ends{"SSH-2.0-" + leaks + end, ok + leaks + end}, cause: noConn + "no HTTP" + rules},
-		{proxy: "https://proxy:1", to: ends{presents("x", -time.Hour, time.Hour)},
+		{proxy: "https://proxy:1", to: ends{presents("x", -1, 1)},
 			cause: noConn + "x509: certificate is valid for x, not proxy" + rules},
 		{proxy: socks, to: ends{"\x05\xff"}, cause: noConn + "no acceptable authentication methods" + password},
 		{proxy: socks, to: ends{"\x05\x02" + next + "\x01\x01"},
@@ -331,89 +312,67 @@ func TestNoConnection(t *testing.T) {
 		{proxy: socks, to: ends{"\x05\x00" + next + "\x05\x02\x00\x01\x00\x00\x00\x00\x00\x00"},
 			cause: noConn + "connection not allowed by ruleset" + rules},
 		{proxy: socks, to: ends{http400}, cause: noConn + "unexpected protocol version 72" + rules},
-		{proxy: socks, to: ends{"", syscall.ECONNRESET}, cause: noConn + closed + rules},
-		{proxy: socks, to: ends{hold}, cause: noConn + late + rules},
+		{proxy: socks, to: ends{"", syscall.ECONNRESET}, cause: noConn + "connection closed" + rules},
+		{proxy: socks, to: ends{hold}, cause: noConn + "no answer in time" + rules},
 		{to: ends{syscall.ECONNREFUSED}, cause: "wechat:443: connection refused" + direct},
-		{to: ends{silent, syscall.ETIMEDOUT, hold}, cause: "wechat:443: " + late + direct},
-		{to: ends{"", syscall.ECONNRESET}, cause: "wechat:443: " + closed + direct},
+		{to: ends{silent, syscall.ETIMEDOUT, hold}, cause: "wechat:443: " + "no answer in time" + direct},
+		{to: ends{"", syscall.ECONNRESET}, cause: "wechat:443: " + "connection closed" + direct},
 		{to: ends{http400}, cause: "wechat:443: " + noTLS + direct},
-	}
-	for _, test := range tests {
-		for i, to := range test.to {
+	} {
+		for _, to := range test.to {
 			synctest.Test(t, func(t *testing.T) {
-				s := newService(t, 20*time.Second, "https://wechat")
+				s := newService(20*time.Second, "https://wechat")
 				s.leads(0, to)
 				if test.proxy != "" {
 					s.bases[0].proxy = must(url.Parse(test.proxy))
 				}
-				got, log, cause := s.post(leakCode).brief(), s.log.String(), s.log.next(t, "request")["cause"]
-				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				s.says(t, breaks, test.cause)
+				isMarked := strings.Contains(s.log.String(), `"WeChat is out of reach","host":"wechat",`)
+				same(t, test.cause, isMarked, test.cause != machine)
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // which is less
 				defer cancel()
-				if _, f := s.exchange(ctx, leakCode); got != breaks || cause != test.cause || f.cause != test.cause {
-					t.Errorf("%d: got %s, %v\nwith less time %s\nwant %s", i, got, cause, f.cause, test.cause)
-				}
-				if strings.Contains(log, `"WeChat is out of reach","host":"wechat",`) != (test.cause != machine) {
-					t.Errorf("want a line that it is out of reach, if %s; got log\n%s", test.cause, log)
-				}
-				checkNoLeak(t, "log", log)
+				_, f := s.exchange(ctx, leakCode)
+				same(t, "with less time", f.cause, test.cause)
 			})
 		}
 	}
 }
 
-// TestSeveralCauses has no connection to two base URLs, each of which is said to be out of reach once.
+// TestSeveralCauses has no connection to two base URLs. Each is said to be out of reach once.
 func TestSeveralCauses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newService(t, 5*time.Second, "http://two", "http://one")
-		s.leads(0, context.DeadlineExceeded)
-		s.leads(1, syscall.ECONNREFUSED)
 		const remedy = ": check the firewall, what WX_BASE_URL leads to, and whether you need HTTP_PROXY"
 		const two = "one:80: connection refused" + remedy + "; two:80: no answer in time" + remedy
-		const proxy = "the proxy proxy:1 cannot be reached (no answer in time): start it, or fix HTTP_PROXY"
-		s.post("x")
-		s.post("x")
+		s := newService(5*time.Second, "http://two,http://one")
+		s.leads(0, context.DeadlineExceeded)
+		s.leads(1, syscall.ECONNREFUSED)
+		s.says(t, breaks, two)
+		s.says(t, breaks, two)
 		s.leads(1, context.DeadlineExceeded)
 		s.bases[0].proxy, s.bases[1].proxy = &url.URL{Host: "proxy:1"}, &url.URL{Host: "proxy:1"}
-		s.post("x")
-		for _, want := range []string{two, two, proxy} { // a proxy fails for both alike
-			if cause := s.log.next(t, "request")["cause"]; cause != want {
-				t.Errorf("got cause\n%v, want\n%s", cause, want)
-			}
-		}
-		if got := strings.Count(s.log.String(), "out of reach"); got != 2 {
-			t.Errorf("got %d lines of that in the log, want 2:\n%s", got, s.log)
-		}
+		// One cause, since a proxy fails for both alike.
+		s.says(t, breaks, "the proxy proxy:1 cannot be reached (no answer in time): start it, or fix HTTP_PROXY")
+		same(t, s.log, strings.Count(s.log.String(), "out of reach"), 2)
 	})
 }
 
-// TestRequestToWeChat has two AppIDs, each with its AppSecret.
+// TestRequestToWeChat has a WeChat that answers with what it was sent, by each of two AppIDs.
 func TestRequestToWeChat(t *testing.T) {
 	t.Parallel()
-	const strange, other, api = `&=+%#?/\;:@!$'()*,[]{}|^~<>" ` + "`", "wxfedcba9876543210", "/sns/jscode2session"
-	tests := []struct{ prefix, appSecret, code, path string }{
-		{appSecret: "0123456789abcdef", code: "0a1B2c", path: api},
-		{prefix: "/", appSecret: "b", code: "c", path: api},
-		{prefix: "/a/b", appSecret: "b", code: "c", path: "/a/b" + api},
-		{prefix: "/a%20b%2F/", appSecret: "b", code: "c", path: "/a%20b%2F" + api},
-		{appSecret: strange, code: strange, path: api},
-		{appSecret: "b", code: "c&appid=x&secret=x&js_code=x#", path: api},
-	}
-	requests := make(chan *http.Request, 1)
-	wechat := newWeChat(t, func(w http.ResponseWriter, r *http.Request) { requests <- r; echo(w, r) })
-	for _, test := range tests {
-		appIDs, appSecrets := []string{testAppID, other}, []string{test.appSecret, testSecret}
-		c := config{appIDs: appIDs, appSecrets: appSecrets, timeout: time.Minute, maxInflight: 1}
-		wx := newClient(c, []*url.URL{must(url.Parse(wechat + test.prefix))}, nil)
-		for i, appID := range appIDs {
-			if got, f := wx.openID(t.Context(), appID, test.code); got.OpenID != test.code {
-				t.Fatalf("got %v and %v, want the openid", got, f)
-			}
-			r, query := <-requests, "?appid="+appID+"&grant_type=authorization_code&secret="+
-				url.QueryEscape(appSecrets[i])+"&js_code="+url.QueryEscape(test.code)
-			got := fmt.Sprint(r.Method, " ", r.RequestURI, " ", r.Header, r.TransferEncoding) // and no Content-Length
-			if want := "GET " + test.path + query + " map[User-Agent:[Go-http-client/1.1]] []"; got != want {
-				t.Errorf("got %s, want %s", got, want)
-			}
+	const strange = `&=+%#?/\;:@!$'()*,[]{}|^~<>" &appid=x` + "`"
+	wechat := newWeChat(t, func(w http.ResponseWriter, r *http.Request) {
+		sent := fmt.Sprint(r.Method, " ", r.RequestURI, " ", r.Header, r.TransferEncoding) // and no Content-Length
+		json.NewEncoder(w).Encode(user{OpenID: sent})
+	})
+	c := config{appIDs: []string{testAppID, otherAppID}, appSecrets: []string{strange, testSecret},
+		timeout: time.Minute, maxInflight: 1}
+	for prefix, path := range map[string]string{"": "", "/": "", "/a/b": "/a/b", "/a%20b%2F/": "/a%20b%2F"} {
+		wx := newClient(c, urls(wechat+prefix), nil)
+		for i, appID := range c.appIDs {
+			got, _ := wx.openID(t.Context(), appID, strange)
+			same(t, prefix, got.OpenID, "GET "+path+"/sns/jscode2session?appid="+appID+"&grant_type=authorization_code"+
+				"&secret="+url.QueryEscape(c.appSecrets[i])+"&js_code="+url.QueryEscape(strange)+
+				" map[User-Agent:[Go-http-client/1.1]] []")
 		}
 	}
 }
@@ -423,15 +382,12 @@ func FuzzReply(f *testing.F) {
 	f.Add([]byte(whole + whole))
 	f.Add([]byte(ok + "Transfer-Encoding: chunked" + end + "2;x=y\r\n{}\r\n0" + end))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		s, asked := newService(t, 10*time.Second, "http://wechat"), 0
+		s, asked := newService(10*time.Second, "http://wechat"), 0
 		s.leads(0, func(conn net.Conn) { asked++; conn.Read(make([]byte, 8192)); conn.Write(text) })
-		got := s.post(leakCode)
+		got := answer(t, t.Context(), s, asJSON(leakCode))
 		checkNoLeak(t, "log", s.log.String())
-		if asked != 1 || (got.OpenID == "") != (got.status != 200) {
-			t.Errorf("got %d %s after %d requests, want an openid or a failure after one", got.status, got.body, asked)
-		}
-		if row := answers[got.Error]; got.status != 200 && (row.status != got.status || row.message != got.Message) {
-			t.Errorf("got %d %s, want a row of the table", got.status, got.body)
-		}
+		same(t, got.body, []any{asked, got.OpenID != ""}, []any{1, got.status == 200})
+		row := answers[got.Error] // or none
+		same(t, got.body, []any{got.status, got.Message}, []any{cmp.Or(row.status, 200), row.message})
 	})
 }
