@@ -103,8 +103,7 @@ func TestOddSettings(t *testing.T) {
 		"has no unit: write 5s or 800ms": {"WX_TIMEOUT=5"},
 		"is not a time above zero and up to 1h: write 5s or 800ms": {"WX_TIMEOUT=5sec", "WX_TIMEOUT=hunter2",
 			"WX_TIMEOUT=0s", "WX_TIMEOUT=1h1ns"},
-		"is not a whole number above zero: write digits only, as in 1024":  {"MAX_INFLIGHT=0"},
-		"is not a whole number above zero: write digits only, as in 10000": {"MAX_CONNS=10_000"},
+		"is not a whole number above zero: write digits only, as in 10…":   {"MAX_INFLIGHT=0", "MAX_CONNS=10_000"},
 		"and TLS_KEY belong together: set both to serve HTTPS, or neither": {"TLS_CERT=x", "TLS_KEY=x|TLS_CERT="},
 
 		"holds the path of the API: leave /sns/jscode2session out, …":   {"WX_BASE_URL=https://x/sns/jscode2session"},

@@ -229,9 +229,9 @@ func TestEnds(t *testing.T) {
 				"errcode -1: WeChat is busy: try again in a moment.\n"},
 		{args: "-check", env: by(say(`{"openid":"o"}`), credentials()),
 			stderr: first + "an openid for a made-up code: this is not WeChat, so check WX_BASE_URL.\n"},
-		{args: "-check", env: by(nil, credentials()), stderr: first + "127.0.0.1:1: …: check the " +
+		{args: "-check", env: credentials("WX_BASE_URL", nobody), stderr: first + "127.0.0.1:1: …: check the " +
 			"firewall, what WX_BASE_URL leads to, and whether you need HTTP_PROXY.\n"},
-		{args: "-check", env: by(nil, credentials("TLS_CERT", "x", "TLS_KEY", "x")), stderr: "TLS_CERT" + unread},
+		{args: "-check", env: credentials("TLS_CERT", "x", "TLS_KEY", "x"), stderr: "TLS_CERT" + unread},
 
 		{args: "-healthy", env: credentials("ADDR", plain, "WX_TIMEOUT", "not looked at")},
 		{args: "-healthy", env: credentials("ADDR", secure, "TLS_CERT", cert)},

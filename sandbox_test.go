@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"testing"
 )
@@ -60,32 +59,22 @@ func TestSandboxAsWeChat(t *testing.T) {
 			like(t, fmt.Sprintf("%d %s %s", resp.StatusCode, resp.Header.Get("Content-Type"), body), test.want)
 		}
 	}
+	got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029","appid":"`+otherAppID+`"}`)
+	like(t, got.said(), "400 invalid_code 40029: The code is refused: the code asks the sandbox for errcode 40029, or …")
+	same(t, "exit code", p.stop(), 0)
+	same(t, "standard output", p.out.String(), curlLine(config{appIDs: []string{testAppID, otherAppID}}, p.addr)+"\n")
+	like(t, p.log.String(), `…"WARN","msg":"this is a sandbox: …"errcode":40029,"rid":"…`)
 	same(t, p.log, strings.Count(p.log.String(), `"WARN","msg":"the sandbox does not know what a code asks for: `), 5)
 }
 
-// TestSandbox has the service ask the sandbox. A proxy is set that nobody runs.
-func TestSandbox(t *testing.T) {
-	t.Parallel()
-	p := startProcess(t, map[string]string{"HTTP_PROXY": nobody, "WX_BASE_URL": nobody}, "-sandbox")
-	same(t, "openid", post(t, p.url+"/openid", `{"code":"x"}`).OpenID, fakeID("openid", testAppID, "sandbox"))
-	shown := `"` + fakeID("openid", "wx0000000000000000", "sandbox") + `"` // without WX_APPID
-	for _, page := range []string{"README.md", "README.zh-CN.md", "docs/openapi.json"} {
-		same(t, page+" has "+shown, strings.Contains(string(must(os.ReadFile(page))), shown), true)
-	}
-	got := post(t, p.url+"/openid", `{"code":"sandbox:errcode=40029","appid":"touristappid"}`)
-	like(t, got.said(), "400 appid_mismatch 40029: The mini program has the AppID touristappid and this service has …"+
-		": the code asks the sandbox for errcode 40029, or for something unknown, which the log explains.")
-	same(t, "exit code", p.stop(), 0)
-	same(t, "standard output", p.out.String(), `curl -d "{\"code\":\"the code is a mock one\"}" `+p.url+"/openid\n")
-	like(t, p.log.String(), `…"WARN","msg":"this is a sandbox: …"errcode":40029,"rid":"…`)
-}
-
 func TestCurlLine(t *testing.T) {
+	c := config{appIDs: []string{testAppID}}
 	for addr, host := range map[string]string{"x:1": "x:1", "[::]:1": "localhost:1", "0.0.0.0:1": "localhost:1"} {
-		got := curlLine(config{appIDs: []string{testAppID, otherAppID}, tlsCert: "x"}, addr)
-		const data = `"{\"code\":\"the code is a mock one\",\"appid\":\"` + testAppID + `\"}"`
-		same(t, addr, got, "curl -k -d "+data+" https://"+host+"/openid")
+		same(t, addr, curlLine(c, addr), `curl -d "{\"code\":\"the code is a mock one\"}" http://`+host+"/openid")
 	}
+	c = config{appIDs: []string{testAppID, otherAppID}, tlsCert: "x"}
+	const data = `"{\"code\":\"the code is a mock one\",\"appid\":\"` + testAppID + `\"}"`
+	same(t, "several and HTTPS", curlLine(c, "x:1"), "curl -k -d "+data+" https://x:1/openid")
 }
 
 func TestSandboxMemory(t *testing.T) {

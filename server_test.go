@@ -109,7 +109,6 @@ const (
 
 // TestStop has a connection of some kind when the program is told to stop. An answer after that is the last.
 func TestStop(t *testing.T) {
-	t.Parallel()
 	for _, test := range []struct {
 		dials      bool
 		sent, late string        // before, and half a second after
@@ -207,7 +206,6 @@ func TestTimes(t *testing.T) {
 
 // TestMaxConns fills both places, in every way that does not give one back at once.
 func TestMaxConns(t *testing.T) {
-	t.Parallel()
 	for sent, c := range map[string]config{"": {}, getHealthz[:20]: {}, halfBody: {}, getHealthz: {},
 		"\x16\x03": {tlsCert: "x"}} {
 		synctest.Test(t, func(t *testing.T) {

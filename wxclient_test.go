@@ -338,7 +338,7 @@ func TestNoConnection(t *testing.T) {
 	}
 }
 
-// TestSeveralCauses has no connection to two base URLs. Each is said to be out of reach once.
+// TestSeveralCauses has no connection to two base URLs, which a proxy causes once. Each is out of reach once in the log.
 func TestSeveralCauses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const remedy = ": check the firewall, what WX_BASE_URL leads to, and whether you need HTTP_PROXY"
@@ -350,7 +350,6 @@ func TestSeveralCauses(t *testing.T) {
 		s.says(t, breaks, two)
 		s.leads(1, context.DeadlineExceeded)
 		s.bases[0].proxy, s.bases[1].proxy = &url.URL{Host: "proxy:1"}, &url.URL{Host: "proxy:1"}
-		// One cause, since a proxy fails for both alike.
 		s.says(t, breaks, "the proxy proxy:1 cannot be reached (no answer in time): start it, or fix HTTP_PROXY")
 		same(t, s.log, strings.Count(s.log.String(), "out of reach"), 2)
 	})
@@ -358,7 +357,6 @@ func TestSeveralCauses(t *testing.T) {
 
 // TestRequestToWeChat has a WeChat that answers with what it was sent, by each of two AppIDs.
 func TestRequestToWeChat(t *testing.T) {
-	t.Parallel()
 	const strange = `&=+%#?/\;:@!$'()*,[]{}|^~<>" &appid=x` + "`"
 	wechat := newWeChat(t, func(w http.ResponseWriter, r *http.Request) {
 		sent := fmt.Sprint(r.Method, " ", r.RequestURI, " ", r.Header, r.TransferEncoding) // and no Content-Length
