@@ -270,19 +270,21 @@ func (h *handler) logRequest(r *http.Request, status int, appID string, f *failu
 	if path != "/openid" && path != "/healthz" {
 		path = "(other)" // people write codes into it
 	}
-	args := []any{"method", r.Method, "path", path, "status", status,
-		"duration_ms", float64(time.Since(start).Microseconds()) / 1000, "remote", r.RemoteAddr, "request_id", id}
+	attrs := []slog.Attr{slog.String("method", r.Method), slog.String("path", path), slog.Int("status", status),
+		slog.Float64("duration_ms", float64(time.Since(start).Microseconds())/1000),
+		slog.String("remote", r.RemoteAddr), slog.String("request_id", id)}
 	if appID != "" {
-		args = append(args, "appid", appID)
+		attrs = append(attrs, slog.String("appid", appID))
 	}
 	if f != nil {
-		args = append(args, "error", f.word, "cause", cmp.Or(f.cause, f.message, answers[f.word].message))
+		cause := cmp.Or(f.cause, f.message, answers[f.word].message)
+		attrs = append(attrs, slog.String("error", f.word), slog.String("cause", cause))
 		if f.errcode != 0 {
-			args = append(args, "errcode", f.errcode)
+			attrs = append(attrs, slog.Int64("errcode", f.errcode))
 		}
 		if f.rid != "" {
-			args = append(args, "rid", f.rid)
+			attrs = append(attrs, slog.String("rid", f.rid))
 		}
 	}
-	h.log.Log(r.Context(), level, "request", args...)
+	h.log.LogAttrs(r.Context(), level, "request", attrs...)
 }
