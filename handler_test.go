@@ -162,7 +162,7 @@ func TestFailures(t *testing.T) {
 			"mp.weixin.qq.com does not show it again. … reset it at …, which ends the old one everywhere. … restart"},
 		40164: {said: "500 misconfigured", cause: "add the address that WeChat saw to IP白名单 … at " + console +
 			", or its range …; that takes minutes; WeChat saw the address 203.0.113.7"},
-		40243: {said: "500 misconfigured", cause: "the AppSecret is frozen: unfreezing takes ten minutes, at " + console},
+		40243: {said: "500 misconfigured", cause: "the AppSecret is frozen: unfreeze it (ten minutes) at " + console},
 		41002: {said: "500 misconfigured", cause: "no AppID" + query},
 		41004: {said: "500 misconfigured", cause: "no AppSecret" + query},
 		41008: {said: "500 misconfigured", cause: "no code" + query},

@@ -60,7 +60,7 @@ var errcodes = map[int64]struct{ word, remedy string }{
 		", which ends the old one everywhere. A new content of WX_APPSECRET_FILE needs a restart"},
 	40164: {word: "misconfigured", remedy: "add the address that WeChat saw to IP白名单 (the allowlist) at " +
 		console + ", or its range if it changes from one login to the next; that takes minutes"},
-	40243: {word: "misconfigured", remedy: "the AppSecret is frozen: unfreezing takes ten minutes, at " + console},
+	40243: {word: "misconfigured", remedy: "the AppSecret is frozen: unfreeze it (ten minutes) at " + console},
 	41002: {word: "misconfigured", remedy: "no AppID arrived, so " + changed},
 	41004: {word: "misconfigured", remedy: "no AppSecret arrived, so " + changed},
 	41008: {word: "misconfigured", remedy: "no code arrived, so " + changed},
