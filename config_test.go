@@ -169,7 +169,7 @@ func TestDotEnv(t *testing.T) {
 		{content: `NO_PROXY=$HOME\n${X}`, want: `NO_PROXY=$HOME\n${X}`},
 		{content: "ADDR=:1\nADDR=:2\nWX_TIMEOUT=2s\nWX_TIMEOUT=", want: "ADDR=:2"},
 		{content: "https_proxy=a:1\nHttp_Proxy=b:1\nALL_PROXY=d:1", want: "HTTPS_PROXY=a:1 HTTP_PROXY=b:1"},
-		{content: "K=\"---\nM= ADDR: x\n---\"\nWX_APPIDS: x\nADDR.x: x\n{ADDR: 1}\naddr=:2\nADDR=:1", want: "ADDR=:1"},
+		{content: "K=\"---\nM= ADDR: x\n---\"\nWX_APPIDS: x\nADDR.x: x\n{ADDR: 1}\nADDR=:1\naddr=:2", want: "ADDR=:1"},
 		{content: "ADDR=:1\nHTTPS_PROXY=a:1\nWX_TIMEOUT=2s", want: "WX_TIMEOUT=2s",
 			env: map[string]string{"ADDR": ":2", "https_proxy": "b:1", "WX_TIMEOUT": "", "wx_timeout": "9s"}},
 		{content: "ADDR: x\nWX_BASE_URL=x\nHTTPS_PROXY=x", env: credentials()},
