@@ -181,7 +181,7 @@ func TestFailures(t *testing.T) {
 		p := startService(t, refuse(errcode))
 		got := post(t, p.url+"/openid", `{"code":"x"}`)
 		like(t, got.said(), fmt.Sprintf("%s %d: …", test.said, errcode))
-		same(t, got.said(), got.header.Get("Retry-After"), test.retryAfter)
+		same(t, got.said(), append([]string{}, got.header["Retry-After"]...), strings.Fields(test.retryAfter))
 		like(t, fmt.Sprint(checkLog(t, p, got)["cause"]), fmt.Sprintf("errcode %d: %s", errcode, test.cause))
 	}
 }
