@@ -376,7 +376,7 @@ func TestPaths(t *testing.T) {
 		return must(http.ReadResponse(bufio.NewReader(sendRaw(t, p, line+" HTTP/1.1\r\nHost: x\r\n\r\n")), request))
 	}
 	for lines, want := range map[string]string{ // status and error, Allow, the path in the log
-		"GET /healthz": `200 {"status":"ok"}`, "HEAD /healthz": "200 ", // without a line in the log
+		"GET /healthz": `200 {"status":"ok"}`, "HEAD /healthz": "200 ",
 		"POST /healthz":                       "405 method_not_allowed: /healthz takes GET and …. GET, HEAD /healthz",
 		"GET /openid|OPTIONS /openid":         "405 method_not_allowed: /openid takes POST only: … POST /openid",
 		"POST /openid?code=x|POST /%6fpenid":  "400 invalid_request: …  /openid",
@@ -395,12 +395,12 @@ func TestPaths(t *testing.T) {
 			like(t, is, want)
 		}
 	}
+	same(t, p.log, strings.Count(p.log.String(), `"path":"/healthz"`), 1) // that of POST
 	same(t, "a header of over 8 KiB", ask("GET /?"+strings.Repeat("x", 8<<10)).StatusCode, 431)
 }
 
 // TestCallerGone has a caller hang up, or close its own side alone, with one place for logins.
 func TestCallerGone(t *testing.T) {
-	t.Parallel()
 	asked, left := make(chan bool), make(chan bool)
 	p := startService(t, func(w http.ResponseWriter, r *http.Request) {
 		asked <- true

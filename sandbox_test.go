@@ -24,7 +24,8 @@ const (
 func TestSandboxAsWeChat(t *testing.T) {
 	const second = "appid=" + otherAppID + "&secret=" + otherSecret + grant
 	user := func(appID, name, more string) string {
-		return `200 text/plain {"openid":"` + fakeID("openid", appID, name) + `","session_key":"o…"` + more + "}\n"
+		return fmt.Sprintf(`200 text/plain {"openid":"%s","session_key":"%s"%s}`+"\n", fakeID("openid", appID, name),
+			fakeID("session_key", name), more)
 	}
 	refused := func(errcode int) string {
 		return fmt.Sprintf(`200 text/plain {"errcode":%d,"errmsg":"refused by the sandbox, rid: …"}`+"\n", errcode)

@@ -150,7 +150,6 @@ func TestStop(t *testing.T) {
 
 // TestTimes has connections, and how long it takes until the server closes them. It asks its own sandbox, by itself.
 func TestTimes(t *testing.T) {
-	t.Parallel()
 	const slow = "GET " + wechatPath + "?" + first + "sandbox:delay=24h HTTP/1.1\r\nHost: x\r\n\r\n"
 	for _, test := range []struct {
 		parts  []string      // of the request
