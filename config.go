@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -137,8 +136,8 @@ var fileLine = regexp.MustCompile(`^(?i:(?:export|set)[ \t]+)?([\w.-]+)[ \t]*(=?
 func (s *settings) readFile(content string) {
 	getenv, file := s.get, make(map[string]string)
 	s.get = func(name string) string { return cmp.Or(getenv(name), file[name]) }
-	for i, line := range strings.Split(content, "\n") {
-		m := fileLine.FindStringSubmatch(strings.Trim(line, " \t\r\ufeff"))
+	for i, line := range strings.Split(strings.ReplaceAll(content, "\ufeff", ""), "\n") {
+		m := fileLine.FindStringSubmatch(strings.Trim(line, " \t\r"))
 		if m == nil {
 			continue
 		}
@@ -287,7 +286,7 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 		appSecrets = s.readSecrets(name, file)
 	case s.get("WX_APPSECRET_FILE") != "" || s.problems[dotEnv] != "": // a bad one
 	case sandbox:
-		appSecrets = slices.Repeat([]string{rand.Text()}, len(appIDs))
+		appSecrets = slices.Repeat([]string{strings.Repeat("0", 32)}, len(appIDs))
 	default:
 		s.bad(name, "is not set: set it, or WX_APPSECRET_FILE to a file that holds it"+trySandbox)
 	}
@@ -296,7 +295,7 @@ func (s *settings) appSecrets(sandbox bool, appIDs []string) (appSecrets []strin
 			len(appSecrets), len(appIDs)))
 	}
 	for i, appSecret := range appSecrets {
-		if !sandbox && !looksLikeAppSecret(appSecret) {
+		if !looksLikeAppSecret(appSecret) {
 			s.warnOf(name, i, appSecrets, "an AppSecret (32 of 0-9a-f): copy it again")
 		}
 	}

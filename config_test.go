@@ -161,7 +161,7 @@ func TestDotEnv(t *testing.T) {
 	}{
 		{content: "WX_APPID=wx1\n\n# ADDR=:2\n#ADDR: x\nADDR=:1", want: "WX_APPID=wx1 ADDR=:1"},
 		{content: " export  ADDR = :1\t\n\tSET WX_TIMEOUT\t=2s", want: "ADDR=:1 WX_TIMEOUT=2s"},
-		{content: "\ufeffADDR=:1\r\n\ufeffWX_TIMEOUT='2s'\r\n", want: "ADDR=:1 WX_TIMEOUT=2s"},
+		{content: "\ufeffADDR=:1\r\n\ufeffWX_TIMEOUT=\ufeff'2s'\r\n", want: "ADDR=:1 WX_TIMEOUT=2s"},
 		{content: "ADDR=':1'\nWX_TIMEOUT = \"2s\" \nNO_PROXY=\"'a'\"", want: "ADDR=:1 WX_TIMEOUT=2s NO_PROXY='a'"},
 		{content: "ADDR=\":1'", want: "ADDR=\":1'"},
 		{content: "ADDR=:1 # x\nWX_TIMEOUT=\"2s\" # \"x\"\nNO_PROXY='a #b'\nHTTP_PROXY=a#b\nMAX_CONNS= # 5",

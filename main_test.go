@@ -204,7 +204,7 @@ func TestEnds(t *testing.T) {
 		first    = "AppID " + testAppID + ": "
 		second   = "WeChat accepts the AppID " + otherAppID + " and its AppSecret.\n"
 		start    = "wxopenid does not answer at ADDR (…): start it, or use its ADDR and TLS_CERT.\n"
-		noPort   = "ADDR: …: stop the other program there, or set another ADDR, as in :3020\n"
+		noPort   = "ADDR: …: stop the other program, or set another ADDR of this machine, say :3020\n"
 		unread   = " cannot be read (…): name a PEM file that this user may read\n"
 		unusable = "TLS_CERT and TLS_KEY cannot be used (…): use PEM files, leaf first, without password\n"
 		noSecret = "WX_APPSECRET is not set: set it, or WX_APPSECRET_FILE to a file that holds it" + trySandbox + "\n"

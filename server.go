@@ -137,7 +137,7 @@ func listen(ctx context.Context, c config, logger *slog.Logger) (*listener, erro
 		return nil, err
 	}
 	if l.Listener, err = net.Listen("tcp", c.addr); err != nil {
-		return nil, fmt.Errorf("ADDR: %w: stop the other program there, or set another ADDR, as in :3020", err)
+		return nil, fmt.Errorf("ADDR: %w: stop the other program, or set another ADDR of this machine, say :3020", err)
 	}
 	if cert != nil {
 		go cert.follow(ctx)

@@ -119,6 +119,7 @@ func newClient(c config, baseURLs []*url.URL, log *slog.Logger) *client {
 		query := url.Values{"appid": {appID}, "secret": {c.appSecrets[i]}, "grant_type": {"authorization_code"}}
 		wx.queries[appID] = query.Encode() + "&js_code="
 	}
+	x509.SystemCertPool() // reads the CA certificates now: Go reads them once, and later a descriptor might be missing
 	for _, u := range baseURLs {
 		wx.bases = append(wx.bases, newBase(u, c.timeout*9/10/time.Duration(len(baseURLs)), cap(wx.turns)))
 	}
@@ -385,8 +386,10 @@ func said(err error) string {
 	switch { // the first that holds is the reason
 	case errors.As(err, new(*net.DNSError)):
 		return "the name lookup failed or took too long"
-	case os.IsTimeout(err):
+	case os.IsTimeout(err), errors.Is(err, syscall.EHOSTUNREACH): // which the system says after some seconds
 		return "no answer in time"
+	case errors.As(err, new(x509.SystemRootsError)):
+		return "the CA certificates cannot be read"
 	case isSystem && !unreached(err), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "connection closed"
 	case invalid.Reason == x509.Expired:

@@ -315,7 +315,7 @@ func TestNoConnection(t *testing.T) {
 		{proxy: socks, to: ends{"", syscall.ECONNRESET}, cause: noConn + "connection closed" + rules},
 		{proxy: socks, to: ends{hold}, cause: noConn + "no answer in time" + rules},
 		{to: ends{syscall.ECONNREFUSED}, cause: "wechat:443: connection refused" + direct},
-		{to: ends{silent, syscall.ETIMEDOUT, hold}, cause: "wechat:443: " + "no answer in time" + direct},
+		{to: ends{silent, syscall.ETIMEDOUT, syscall.EHOSTUNREACH, hold}, cause: "wechat:443: " + "no answer in time" + direct},
 		{to: ends{"", syscall.ECONNRESET}, cause: "wechat:443: " + "connection closed" + direct},
 		{to: ends{http400}, cause: "wechat:443: " + noTLS + direct},
 	} {
