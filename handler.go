@@ -52,11 +52,6 @@ var answers = map[string]struct {
 	"wechat_timeout":     {status: 504, message: "WeChat did not answer in time: call wx.login again for a new code."},
 }
 
-var (
-	isCode      = regexp.MustCompile(`^[ -~]{1,128}$`).MatchString
-	isRequestID = regexp.MustCompile(`^[!-~]{1,128}$`).MatchString // one that is fit for a log
-)
-
 // A handler is the HTTP service.
 type handler struct {
 	wechat   *client
@@ -72,7 +67,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	start, id, status := time.Now(), r.Header.Get("X-Request-Id"), http.StatusOK
-	if !isRequestID(id) {
+	if !isASCII(id, '!') {
 		id = rand.Text()
 	}
 	body, appID, f := h.route(w, r)
@@ -198,12 +193,18 @@ func (h *handler) readCode(w http.ResponseWriter, r *http.Request) (code, named 
 		return "", "", invalid(`There is no code in the object: send {"code":"…"} with what wx.login gave.`)
 	case *request.Code == "":
 		return "", "", invalid("The code is empty: send what wx.login gave.")
-	case !isCode(*request.Code):
+	case !isASCII(*request.Code, ' '):
 		return "", "", invalid("The code is not 1 to 128 printable ASCII characters: send what wx.login gave.")
 	case request.AppID != "" && !h.isAppID(request.AppID):
 		return "", "", invalid("The appid does not look like an AppID (wx and 16 of 0-9a-f): fix it, or leave it out.")
 	}
 	return *request.Code, cmp.Or(request.AppID, h.refererAppID(r)), nil
+}
+
+// isASCII reports whether text is 1 to 128 ASCII characters from first to ~.
+func isASCII(text string, first rune) bool {
+	odd := func(r rune) bool { return r < first || r > '~' }
+	return text != "" && len(text) <= 128 && !strings.ContainsFunc(text, odd)
 }
 
 func invalid(message string) *failure { return &failure{word: "invalid_request", message: message} }
