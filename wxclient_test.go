@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -195,22 +196,22 @@ func TestReplies(t *testing.T) {
 // past slog, and reads the proxy from the environment.
 func TestNothingLeaksFromTheProgram(t *testing.T) {
 	t.Parallel()
-	replies, sends := []string{whole + whole, whole + leaks}, make(chan string, 1)
+	replies := []string{whole + whole, whole + leaks}
 	for _, v := range verdicts {
 		replies = append(replies, v.replies...)
 	}
 	wechat := newWeChat(t, func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.Atoi(strings.TrimPrefix(r.FormValue("js_code"), leakCode))
 		conn, _, _ := w.(http.Hijacker).Hijack()
-		write(conn, strings.TrimSuffix(<-sends, hold))
+		write(conn, strings.TrimSuffix(replies[n], hold))
 		conn.Close()
 	})
 	proxy := strings.TrimPrefix(newWeChat(t, http.NotFound), "http://") // not for loopback addresses
 	p := startProcess(t, credentials("WX_APPSECRET", leakSecret, "HTTPS_PROXY", "http://u:"+leakKey[:12]+"@"+proxy,
 		"WX_BASE_URL", "https://one.invalid,https://two.invalid,"+wechat), "")
-	for _, text := range replies {
-		sends <- text
+	for n := range replies {
 		referer := "https://servicewechat.com/wx1/1/page-frame.html?" + url.QueryEscape(leakCode)
-		post(t, p.url+"/openid", asJSON(leakCode), "Referer", referer)
+		post(t, p.url+"/openid", asJSON(fmt.Sprint(leakCode, n)), "Referer", referer)
 	}
 	p.stop()
 	log := p.log.String()
